@@ -1,0 +1,304 @@
+"""Read audio and bring it to the model's rate; rates in Hz, times in seconds.
+
+Recordings come at their native rate (8 kHz and up). The model hears 16 kHz: one
+function, ``to_model_rate``, makes the samples that the dump stores and the API
+encodes, so both see the same numbers. Telephone effects: ``espnet_smoe.telephone``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+__all__ = [
+    "MODEL_RATE",
+    "NARROWBAND_RATE",
+    "AudioError",
+    "AudioInfo",
+    "bandwidth_of_rate",
+    "change_speed",
+    "check_samples",
+    "probe",
+    "read_audio",
+    "resample",
+    "to_model_rate",
+]
+
+MODEL_RATE = 16_000  # Hz
+NARROWBAND_RATE = 8_000  # Hz
+
+_FULL_SCALE = 1 << 15  # of 16-bit samples
+_SPEEDS = (0.5, 2.0)  # factors that still sound like speech
+
+# Sizes in libsndfile's account of the header that cover the samples
+_SIZE_FIELD = re.compile(
+    r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)",
+    re.MULTILINE,
+)
+# Writers that cannot seek back put such a size where they do not know it
+_UNKNOWN_SIZE = 0x7FFF_0000
+_SPHERE_HEADER = 1024  # bytes
+_OGG_PAGE = 65_307  # bytes, the longest page of RFC 3533
+
+
+class AudioError(ValueError):
+    """Audio is missing, broken or outside what the model takes."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says.
+
+    Args:
+        rate: native rate, Hz.
+        num_samples: samples per channel at that rate.
+        channels: number of channels.
+    """
+
+    rate: int
+    num_samples: int
+    channels: int
+
+
+def probe(path: Path | str) -> AudioInfo:
+    """Read the header of an audio file and compare it with the file's size.
+
+    Raises:
+        AudioError: missing, empty, truncated or not audio; zero length; a rate
+            under 8 kHz.
+    """
+    with _opened(path) as file:
+        return AudioInfo(file.samplerate, file.frames, file.channels)
+
+
+def read_audio(
+    path: Path | str,
+    *,
+    segment: tuple[float, float] | None = None,
+    channel: int | None = None,
+) -> tuple[np.ndarray, int]:
+    """Read one channel of an audio file, or a part of it.
+
+    Args:
+        path: any file libsndfile reads.
+        segment: (start, end), seconds; only this part is read. None = all.
+        channel: from 0; needed where the file has several.
+
+    Returns:
+        Samples (S,) float32, full scale 1.0, and the native rate in Hz.
+
+    Raises:
+        AudioError: as ``probe``; NaN or infinite samples; a segment outside the
+            file; a channel that is out of range or not given.
+    """
+    with _opened(path) as file:
+        rate = file.samplerate
+        column = _column(path, file.channels, channel)
+        start, stop = _span(path, file.frames, rate, segment)
+        try:
+            file.seek(start)
+            samples = file.read(stop - start, dtype="float32", always_2d=True)
+        except RuntimeError as error:
+            raise AudioError(
+                f"{path}: truncated or damaged: {_reason(error)}"
+            ) from None
+    if len(samples) < stop - start:
+        raise AudioError(
+            f"{path}: truncated: expected {stop - start} samples from sample "
+            f"{start} on, got {len(samples)}"
+        )
+    one = np.ascontiguousarray(samples[:, column])
+    check_samples(one, str(path))
+    return one, rate
+
+
+def check_samples(samples: np.ndarray, name: str) -> None:
+    """Refuse what is no audio: ``samples`` must be (S,) float, S > 0, finite.
+
+    Raises:
+        AudioError: it is not; the message starts with ``name``.
+    """
+    if not isinstance(samples, np.ndarray) or samples.ndim != 1:
+        shape = getattr(samples, "shape", type(samples).__name__)
+        raise AudioError(f"{name}: expected samples of shape (S,), got {shape}")
+    if not np.issubdtype(samples.dtype, np.floating):
+        raise AudioError(f"{name}: expected float samples, got {samples.dtype}")
+    if not samples.size:
+        raise AudioError(f"{name}: expected audio, got zero samples")
+    if not np.isfinite(samples).all():
+        first = int(np.flatnonzero(~np.isfinite(samples))[0])
+        raise AudioError(f"{name}: sample {first} is {samples[first]}, not a number")
+
+
+def resample(samples: np.ndarray, rate: float, new_rate: float) -> np.ndarray:
+    """Change the rate of (S,) float samples; ceil(S * new_rate / rate) come back.
+
+    Source: the SoX resampler, quality "HQ" (images and aliases below -100 dB).
+    """
+    if rate == new_rate:
+        return samples
+    import librosa
+
+    return librosa.resample(
+        samples, orig_sr=rate, target_sr=new_rate, res_type="soxr_hq"
+    )
+
+
+def to_model_rate(samples: np.ndarray, rate: int) -> np.ndarray:
+    """The samples the model hears: 16 kHz, on the 16-bit grid.
+
+    Rounding here, in the dump and in the API, makes both hear the same; 16 kHz
+    16-bit audio passes unchanged. What lies beyond full scale is clipped.
+
+    Args:
+        samples: (S,) float, full scale 1.0.
+        rate: Hz.
+
+    Returns:
+        (S',) float32, each k / 32768 with k in [-32768, 32767].
+
+    Raises:
+        AudioError: ``samples`` are no audio, or ``rate`` is under 8 kHz.
+    """
+    check_samples(samples, "audio")
+    _check_rate(rate, "audio")
+    grid = np.rint(resample(samples, rate, MODEL_RATE) * _FULL_SCALE)
+    grid = np.clip(grid, -_FULL_SCALE, _FULL_SCALE - 1)
+    return (grid / _FULL_SCALE).astype(np.float32)
+
+
+def bandwidth_of_rate(rate: int) -> str:
+    """Bandwidth of a recording of that native rate (Hz): ``nb`` or ``wb``.
+
+    Raises:
+        AudioError: under 8 kHz, or between 8 and 16 kHz, where it must be said.
+    """
+    _check_rate(rate, "audio")
+    if rate == NARROWBAND_RATE:
+        return "nb"
+    if rate >= MODEL_RATE:
+        return "wb"
+    raise AudioError(
+        f"a rate of {rate} Hz is neither narrowband ({NARROWBAND_RATE} Hz) nor "
+        f"wideband ({MODEL_RATE} Hz and above): say the bandwidth, 'nb' or 'wb'"
+    )
+
+
+def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
+    """Play ``factor`` times as fast: tempo and pitch change together.
+
+    Args:
+        samples: (S,) float at any rate.
+        factor: in [0.5, 2]; above 1 is faster and shorter.
+
+    Returns:
+        (ceil(S / factor),) float32 at the same rate.
+
+    Raises:
+        AudioError: ``samples`` are no audio, or ``factor`` is out of range.
+    """
+    check_samples(samples, "audio")
+    low, high = _SPEEDS
+    if not low <= factor <= high:
+        raise AudioError(f"speed factor {factor} must lie in [{low}, {high}]")
+    return resample(samples.astype(np.float32), factor, 1.0)
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator:
+    """A checked ``soundfile.SoundFile``."""
+    import soundfile
+
+    path = Path(path)
+    if not path.is_file():
+        raise AudioError(f"{path}: audio file is missing")
+    if not path.stat().st_size:
+        raise AudioError(f"{path}: audio file is empty")
+    try:
+        file = soundfile.SoundFile(path)
+    except (soundfile.LibsndfileError, TypeError) as error:
+        # soundfile raises TypeError for headerless formats (.raw)
+        reason = _reason(error)
+        raise AudioError(f"{path}: cannot be read as audio: {reason}") from None
+    with file:
+        if _ends_early(path, file):
+            raise AudioError(
+                f"{path}: truncated: the file ends before the audio its header "
+                f"announces (at sample {file.frames})"
+            )
+        if not file.frames:
+            raise AudioError(f"{path}: audio has zero length")
+        _check_rate(file.samplerate, str(path))
+        yield file
+
+
+def _ends_early(path: Path, file) -> bool:
+    """Whether bytes are missing that libsndfile silently does without."""
+    for declared, found in _SIZE_FIELD.findall(file.extra_info):
+        if int(found) < int(declared) < _UNKNOWN_SIZE:
+            return True
+    with path.open("rb") as raw:
+        if file.format == "NIST":
+            count = re.search(rb"sample_count -i (\d+)", raw.read(_SPHERE_HEADER))
+            return count is not None and file.frames < int(count[1])
+        if file.format == "OGG":
+            raw.seek(max(0, path.stat().st_size - _OGG_PAGE))
+            tail = raw.read()
+            return not _is_last_ogg_page(tail[tail.rfind(b"OggS") :])
+    return False
+
+
+def _is_last_ogg_page(page: bytes) -> bool:
+    """Whether it is complete and ends a stream (RFC 3533, section 6)."""
+    header = 27
+    if len(page) < header:
+        return False
+    flags, segments = page[5], page[26]
+    payload = sum(page[header : header + segments])
+    return bool(flags & 4) and len(page) >= header + segments + payload
+
+
+def _check_rate(rate: int, name: str) -> None:
+    if rate < NARROWBAND_RATE:
+        raise AudioError(
+            f"{name}: a rate of {rate} Hz is under the lowest, {NARROWBAND_RATE} Hz"
+        )
+
+
+def _column(path: Path | str, channels: int, channel: int | None) -> int:
+    if channel is None and channels > 1:
+        raise AudioError(f"{path}: has {channels} channels: say which, from 0")
+    if not 0 <= (channel or 0) < channels:
+        raise AudioError(
+            f"{path}: channel {channel} is not in the file; it has {channels}, from 0"
+        )
+    return channel or 0
+
+
+def _span(
+    path: Path | str, frames: int, rate: int, segment: tuple[float, float] | None
+) -> tuple[int, int]:
+    """First sample and the one after the last."""
+    if segment is None:
+        return 0, frames
+    start, end = segment
+    if not (math.isfinite(start) and math.isfinite(end)):
+        raise AudioError(f"{path}: segment {start} to {end} s is not finite")
+    first, stop = round(start * rate), round(end * rate)
+    if not 0 <= first < stop <= frames:
+        raise AudioError(
+            f"{path}: segment {start} to {end} s is not in the file, which is "
+            f"{frames / rate:.3f} s long"
+        )
+    return first, stop
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "error_string", None) or str(error)
+    return " ".join(text.split()).rstrip(".") or type(error).__name__

@@ -1,0 +1,42 @@
+"""Progress with time left, for terminals and for log files."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+__all__ = ["progress"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_LOG_EVERY = 10.0  # s
+
+
+def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Yield ``items``; show per cent and time left on standard error.
+
+    On a terminal a bar (tqdm); in a log file a line every ten seconds, since a bar
+    there is one endless line.
+
+    Args:
+        total: number of items.
+        what: name of the work.
+    """
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, desc=what, ascii=True)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and now - last >= _LOG_EVERY:
+            last = now
+            left = tqdm.format_interval((now - start) / done * (total - done))
+            logger.info("%s: %d %% done, %s left", what, 100 * done // total, left)
+        yield item

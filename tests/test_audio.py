@@ -1,0 +1,264 @@
+"""Reading audio and bringing it to the model's rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from espnet_smoe.audio import (
+    MODEL_RATE,
+    AudioError,
+    AudioInfo,
+    bandwidth_of_rate,
+    change_speed,
+    check_samples,
+    probe,
+    read_audio,
+    resample,
+    to_model_rate,
+)
+
+RATES = [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000]
+FORMATS = ["wav", "flac", "ogg", "opus", "mp3", "sph", "aiff", "au", "rf64", "w64"]
+_CODEC = {"opus": ("OGG", "OPUS"), "sph": ("NIST", "PCM_16")}
+
+
+def _tone(hertz: float, rate: int, seconds: float = 1.0) -> np.ndarray:
+    time = np.arange(round(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
+
+
+def _noisy_tone(rate: int, seconds: float = 2.0) -> np.ndarray:
+    noise = np.random.default_rng(0).standard_normal(round(seconds * rate))
+    return _tone(440, rate, seconds) + np.float32(0.02) * noise.astype(np.float32)
+
+
+def _stored(folder: Path, extension: str) -> Path:
+    """Two seconds at 16 kHz."""
+    path = folder / f"a.{extension}"
+    container, codec = _CODEC.get(extension, (extension.upper(), None))
+    soundfile.write(path, _noisy_tone(16_000), 16_000, format=container, subtype=codec)
+    return path
+
+
+def _spectrum_db(samples: np.ndarray) -> np.ndarray:
+    """dB relative to the strongest line."""
+    window = np.blackman(len(samples))
+    lines = np.abs(np.fft.rfft(samples.astype(float) * window))
+    return 20 * np.log10(lines / lines.max() + 1e-15)
+
+
+# ------------------------------------------------------------------ reading
+
+
+@pytest.mark.parametrize("extension", FORMATS)
+def test_every_format_is_probed_and_read(tmp_path: Path, extension: str) -> None:
+    path = _stored(tmp_path, extension)
+    info = probe(path)
+    samples, rate = read_audio(path)
+    assert (info.rate, info.channels, info.num_samples) == (rate, 1, len(samples))
+    assert samples.dtype == np.float32
+    assert abs(len(samples) - 2 * rate) < rate // 10
+
+
+@pytest.mark.parametrize("extension", FORMATS)
+@pytest.mark.parametrize("share", [0.5, 0.85])
+def test_a_truncated_file_is_refused(
+    tmp_path: Path, extension: str, share: float
+) -> None:
+    path = _stored(tmp_path, extension)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(len(raw) * share)])
+    with pytest.raises(AudioError, match=r"a\.\w+: (truncated|cannot be read)"):
+        read_audio(path)
+
+
+def test_a_wav_of_unknown_length_is_no_truncated_one(tmp_path: Path) -> None:
+    path = _stored(tmp_path, "wav")
+    raw = bytearray(path.read_bytes())
+    data = raw.index(b"data")
+    raw[data + 4 : data + 8] = b"\xff\xff\xff\xff"  # as written to a pipe
+    path.write_bytes(raw)
+    assert len(read_audio(path)[0]) == 32_000
+
+
+def test_a_segment_is_the_slice_of_the_whole(tmp_path: Path) -> None:
+    path = _stored(tmp_path, "wav")
+    whole, _ = read_audio(path)
+    part, rate = read_audio(path, segment=(0.25, 1.7501))
+    assert rate == 16_000
+    np.testing.assert_array_equal(part, whole[4_000:28_002])
+    np.testing.assert_array_equal(read_audio(path, segment=(0.0, 2.0))[0], whole)
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [(-0.1, 1.0), (1.0, 2.1), (1.0, 1.0), (1.5, 0.5), (3.0, 4.0), (0.0, np.nan)],
+)
+def test_a_segment_outside_the_file_is_refused(tmp_path: Path, segment) -> None:
+    with pytest.raises(AudioError, match=r"a\.wav: segment"):
+        read_audio(_stored(tmp_path, "wav"), segment=segment)
+
+
+def test_a_channel_is_read_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    both = np.stack([_tone(300, 8_000), _tone(500, 8_000)], axis=1)
+    soundfile.write(path, both, 8_000, subtype="FLOAT")
+    assert probe(path) == AudioInfo(rate=8_000, num_samples=8_000, channels=2)
+    for channel in (0, 1):
+        samples, _ = read_audio(path, channel=channel)
+        np.testing.assert_array_equal(samples, both[:, channel])
+
+
+@pytest.mark.parametrize("channel", [None, 2, -1])
+def test_a_channel_not_given_or_not_there_is_refused(tmp_path, channel) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros((100, 2)) + 0.1, 8_000)
+    with pytest.raises(AudioError, match=r"a\.wav: .*channel"):
+        read_audio(path, channel=channel)
+
+
+def test_a_channel_of_a_mono_file_must_be_the_first(tmp_path: Path) -> None:
+    path = _stored(tmp_path, "wav")
+    assert len(read_audio(path, channel=0)[0]) == 32_000
+    with pytest.raises(AudioError, match="channel 1 is not in the file; it has 1"):
+        read_audio(path, channel=1)
+
+
+def test_what_is_no_audio_file_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("hello " * 100)
+    (tmp_path / "noise.raw").write_bytes(bytes(range(256)))
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 16_000)
+    soundfile.write(tmp_path / "slow.wav", np.zeros(100), 6_000)
+    expected = {
+        "missing.wav": "is missing",
+        ".": "is missing",
+        "empty.wav": "is empty",
+        "text.wav": "cannot be read as audio",
+        "noise.raw": "cannot be read as audio",
+        "none.wav": "zero length",
+        "slow.wav": "6000 Hz is under the lowest, 8000 Hz",
+    }
+    for name, reason in expected.items():
+        for read in (probe, read_audio):
+            with pytest.raises(AudioError, match=reason) as caught:
+                read(tmp_path / name)
+            assert str(tmp_path / name) in str(caught.value)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, bad: float) -> None:
+    path = tmp_path / "a.wav"
+    samples = np.zeros(1_000, np.float32)
+    samples[700] = bad
+    soundfile.write(path, samples, 16_000, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"a\.wav: sample 700 is -?(nan|inf)"):
+        read_audio(path)
+    assert len(read_audio(path, segment=(0.0, 0.01))[0]) == 160
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason"),
+    [
+        (np.zeros((2, 3)), r"shape \(S,\), got \(2, 3\)"),
+        ([0.1, 0.2], "got list"),
+        (np.zeros(3, np.int16), "int16"),
+        (np.zeros(0), "zero samples"),
+    ],
+)
+def test_arrays_that_are_no_audio_are_refused(samples, reason: str) -> None:
+    with pytest.raises(AudioError, match=f"^call 7: .*{reason}"):
+        check_samples(samples, "call 7")
+
+
+# ------------------------------------------------------------------ rates
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("extra", [0, 1, 7])
+def test_the_model_rate_keeps_the_duration_on_the_16_bit_grid(rate, extra) -> None:
+    samples = np.resize(_noisy_tone(rate), rate + extra)
+    heard = to_model_rate(samples, rate)
+    assert heard.dtype == np.float32
+    assert abs(len(heard) - len(samples) * MODEL_RATE / rate) <= 1
+    grid = heard.astype(float) * 32_768
+    np.testing.assert_array_equal(grid, np.rint(grid))
+
+
+def test_16_khz_16_bit_audio_passes_unchanged(tmp_path: Path) -> None:
+    every = np.arange(-32_768, 32_768).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", every, 16_000)
+    heard = to_model_rate(*read_audio(tmp_path / "a.wav"))
+    np.testing.assert_array_equal(heard * 32_768, every)
+    np.testing.assert_array_equal(to_model_rate(heard, 16_000), heard)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_a_tone_keeps_its_pitch_and_level_and_gets_no_image(rate: int) -> None:
+    tone = _tone(3_300, rate, seconds=2)
+    exact = resample(tone, rate, MODEL_RATE)[8_000:24_000]
+    for heard, floor in (
+        (exact, -100),
+        (to_model_rate(tone, rate)[8_000:24_000], -80),  # rounding noise
+    ):
+        lines = _spectrum_db(heard)  # 1 Hz apart
+        assert lines.argmax() == 3_300
+        lines[3_290:3_311] = -np.inf
+        assert lines.max() < floor
+        np.testing.assert_allclose(np.abs(heard).max(), 0.5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rate", [22_050, 44_100, 48_000, 96_000])
+def test_what_the_model_rate_cannot_hold_vanishes(rate: int) -> None:
+    alias = resample(_tone(10_000, rate), rate, MODEL_RATE)[1_000:-1_000]
+    assert 20 * np.log10(np.abs(alias).max() / 0.5) < -100
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_overshoot_is_clipped_and_never_wraps(rate: int) -> None:
+    square = np.sign(_tone(100, rate) + 1e-6).astype(np.float32) * 1.5
+    heard = to_model_rate(square, rate)
+    assert heard.max() == np.float32(32_767 / 32_768)
+    assert heard.min() == -1.0
+    loud = heard[len(heard) // 4 : len(heard) // 2]
+    assert np.abs(loud).min() > 0.9 or rate != 16_000
+
+
+def test_the_model_rate_refuses_what_is_no_audio() -> None:
+    with pytest.raises(AudioError, match="7999 Hz is under the lowest"):
+        to_model_rate(np.zeros(100, np.float32), 7_999)
+    with pytest.raises(AudioError, match="sample 1 is nan"):
+        to_model_rate(np.array([0.0, np.nan]), 16_000)
+
+
+def test_the_rate_tells_the_bandwidth_where_it_can() -> None:
+    assert bandwidth_of_rate(8_000) == "nb"
+    assert {bandwidth_of_rate(r) for r in (16_000, 22_050, 48_000)} == {"wb"}
+    for rate in (8_001, 11_025, 15_999):
+        with pytest.raises(AudioError, match=f"{rate} Hz is neither .* say the"):
+            bandwidth_of_rate(rate)
+    with pytest.raises(AudioError, match="4000 Hz is under the lowest"):
+        bandwidth_of_rate(4_000)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.9, 1.1, 2.0])
+def test_speed_changes_length_and_pitch_together(factor: float) -> None:
+    tone = _tone(1_000, 16_000, seconds=2)
+    fast = change_speed(tone, factor)
+    assert fast.dtype == np.float32
+    assert abs(len(fast) - len(tone) / factor) <= 1
+    middle = fast[len(fast) // 4 :][:8_000]  # lines 2 Hz apart
+    assert 2 * _spectrum_db(middle).argmax() == pytest.approx(1_000 * factor, abs=2)
+
+
+def test_speed_one_changes_nothing_and_odd_speeds_are_refused() -> None:
+    tone = _tone(1_000, 8_000)
+    np.testing.assert_array_equal(change_speed(tone, 1.0), tone)
+    for factor in (0.0, -1.0, 0.49, 2.1, float("nan")):
+        with pytest.raises(AudioError, match=f"speed factor {factor}"):
+            change_speed(tone, factor)
