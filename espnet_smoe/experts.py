@@ -1,0 +1,249 @@
+"""Expert bank: one position-wise FFN per guide, no learned gate; late split.
+
+Source: arXiv 2508.10009 (S-MoE, an FFN per guiding token). The late split, in
+which a stack trains as one FFN before its experts part ways, is ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from espnet_smoe.guide import ExpertMap, GuideTable
+
+__all__ = ["ConfigError", "ExpertConfig", "ExpertFFNBank", "ExpertSplit", "Route"]
+
+
+class ConfigError(ValueError):
+    """A configuration value is unknown, missing or out of range."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig:
+    """Where experts sit in a stack and which guides pick them (YAML ``experts``)."""
+
+    axis: str | Sequence[str]
+    """Axis that routes the stack; a list routes by every combination."""
+
+    map: Mapping[str, int] | None = None
+    """Guide -> expert id, for guides that share an expert; default one each."""
+
+    blocks: Sequence[int] | None = None
+    """Blocks with experts, from 0; the others keep one FFN. Default all."""
+
+    ffn: str = "both"
+    """FFNs of a Conformer block that get experts: ``macaron``, ``final``, ``both``.
+    A Transformer decoder block has one FFN and ignores it only as ``both``."""
+
+    split_at: float = 0.0
+    """Fraction of the training batches in [0, 1) that all utterances spend on the
+    first expert; then the others become copies of it and routing begins."""
+
+    def __post_init__(self) -> None:
+        if self.ffn not in ("macaron", "final", "both"):
+            raise ConfigError(
+                f"experts.ffn must be macaron, final or both, got {self.ffn!r}"
+            )
+        if not 0.0 <= self.split_at < 1.0:
+            raise ConfigError(
+                f"experts.split_at must lie in [0, 1), got {self.split_at}"
+            )
+
+    @classmethod
+    def from_mapping(cls, conf: Mapping[str, Any]) -> ExpertConfig:
+        """Build from YAML.
+
+        Raises:
+            ConfigError: a key that is not known (lists the known ones) or ``axis``
+                missing.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        if unknown := sorted(set(conf) - set(known)):
+            raise ConfigError(f"unknown experts keys {unknown}; known: {known}")
+        if "axis" not in conf:
+            raise ConfigError(f"experts needs the key 'axis', got {dict(conf)}")
+        return cls(**conf)
+
+    def expert_map(self, guides: GuideTable) -> ExpertMap:
+        """Guides of the routing axes -> expert ids."""
+        axes = [self.axis] if isinstance(self.axis, str) else list(self.axis)
+        return ExpertMap.build(guides, axes, self.map)
+
+    def has_experts(self, block: int, num_blocks: int) -> bool:
+        """Whether block number ``block`` of ``num_blocks`` gets experts.
+
+        Raises:
+            ConfigError: ``blocks`` names a block that the stack does not have.
+        """
+        if self.blocks is None:
+            return True
+        if bad := [b for b in self.blocks if not 0 <= b < num_blocks]:
+            raise ConfigError(
+                f"experts.blocks {bad} lie outside the stack's 0..{num_blocks - 1}"
+            )
+        return block in self.blocks
+
+
+@dataclass(frozen=True)
+class Route:
+    """Rows of a batch grouped by expert.
+
+    Args:
+        counts: rows per expert, E numbers that add up to the batch size.
+        order: (B,) int64, the rows in expert order; None when they already are.
+        inverse: (B,) int64, where each row of the caller went; None likewise.
+    """
+
+    counts: tuple[int, ...]
+    order: torch.Tensor | None = None
+    inverse: torch.Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, expert_ids: torch.Tensor, num_experts: int, device: torch.device
+    ) -> Route:
+        """Group rows by expert.
+
+        Args:
+            expert_ids: (B,) int64 on CPU (no device sync here), each in [0, E).
+            num_experts: E.
+            device: of the batch that ``sort`` and ``restore`` will see.
+
+        Raises:
+            ValueError: ids are not (B,) or leave [0, E).
+        """
+        if expert_ids.dim() != 1 or not len(expert_ids):
+            raise ValueError(f"expert ids must be (B,), got {tuple(expert_ids.shape)}")
+        low, high = (int(v) for v in torch.aminmax(expert_ids))
+        if low < 0 or high >= num_experts:
+            raise ValueError(
+                f"expert ids must lie in [0, {num_experts}), got [{low}, {high}]"
+            )
+        counts = tuple(torch.bincount(expert_ids, minlength=num_experts).tolist())
+        if bool((expert_ids[1:] >= expert_ids[:-1]).all()):
+            return cls(counts)
+        order = torch.argsort(expert_ids, stable=True)
+        return cls(counts, order.to(device), torch.argsort(order).to(device))
+
+    def sort(self, x: torch.Tensor) -> torch.Tensor:
+        """Bring (B, ...) from the caller's order into expert order."""
+        return x if self.order is None else x.index_select(0, self.order)
+
+    def restore(self, x: torch.Tensor) -> torch.Tensor:
+        """Bring (B, ...) from expert order back into the caller's order."""
+        return x if self.inverse is None else x.index_select(0, self.inverse)
+
+
+class ExpertFFNBank(torch.nn.Module):
+    """Send every frame of a row through the one expert that its guide names.
+
+    Cost per row is one dense FFN, whatever the number of experts; parameters grow
+    linearly with it. With one expert the bank equals the host's FFN exactly.
+
+    Args:
+        make_ffn: builds one expert, a module (B, T, D) -> (B, T, D).
+        num_experts: number of experts E, at least 1.
+
+    Raises:
+        ConfigError: ``num_experts`` < 1.
+
+    Source:
+        arXiv:2508.10009 (S-MoE, routing by guiding tokens).
+    """
+
+    def __init__(
+        self, make_ffn: Callable[[], torch.nn.Module], num_experts: int
+    ) -> None:
+        super().__init__()
+        if num_experts < 1:
+            raise ConfigError(f"num_experts must be >= 1, got {num_experts}")
+        self.experts = torch.nn.ModuleList(make_ffn() for _ in range(num_experts))
+
+    def forward(self, x: torch.Tensor, route: Route) -> torch.Tensor:
+        """Apply each expert to its rows.
+
+        Args:
+            x: (B, T, D) float, rows in the route's expert order.
+            route: grouping of the rows; its ``order`` is not applied here, the
+                stack sorts once for all its layers.
+
+        Returns:
+            (B, T, D), in the same order as ``x``.
+
+        Raises:
+            ValueError: the route covers another number of rows or experts.
+        """
+        if len(self.experts) == 1:
+            return self.experts[0](x)
+        if len(route.counts) != len(self.experts) or sum(route.counts) != len(x):
+            raise ValueError(
+                f"route of {sum(route.counts)} rows and {len(route.counts)} experts "
+                f"for {len(x)} rows and a bank of {len(self.experts)} experts"
+            )
+        if max(route.counts) == len(x):  # one guide: no split, no copy
+            return self.experts[route.counts.index(len(x))](x)
+        # an idle expert does not run: no cost, and no gradient that would move it
+        groups = zip(self.experts, x.split(route.counts), strict=True)
+        return torch.cat([expert(rows) for expert, rows in groups if len(rows)])
+
+    @torch.no_grad()
+    def copy_first(self) -> None:
+        """Make every expert an exact copy of the first."""
+        first = self.experts[0].state_dict()
+        for expert in self.experts[1:]:
+            expert.load_state_dict(first)
+
+
+class ExpertSplit(torch.nn.Module):
+    """Late split of a stack: tied to the first expert, then parted for good.
+
+    While tied, training sends every row through expert 0 and the other experts are
+    idle (no gradient). They are brought up to date as copies of expert 0 before
+    anything reads them: on leaving training mode and on saving. So a checkpoint is
+    complete at any moment: resuming, averaging over the split and decoding before
+    and after it need no special case, and outside training routing is always on.
+
+    Args:
+        batches: training batches to stay tied; 0 = split from the start.
+
+    Attributes:
+        batches_left: () int64 buffer, saved: training batches up to and including
+            the first routed one; 0 = parted. The saved value wins over ``batches``
+            when training is resumed.
+    """
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        if batches < 0:
+            raise ConfigError(f"batches must be >= 0, got {batches}")
+        self.scheduled = batches > 0
+        self.register_buffer("batches_left", torch.tensor(batches and batches + 1))
+
+    def tied(self) -> bool:
+        """Whether the experts are still one. Reads the device if a split is set."""
+        return self.scheduled and int(self.batches_left) > 0
+
+    def train_batch(self, banks: Iterable[ExpertFFNBank]) -> bool:
+        """Count one training batch; part the experts when the time has come.
+
+        Returns:
+            Whether this batch is still tied to the first expert.
+        """
+        left = int(self.batches_left) - 1 if self.scheduled else -1
+        if left < 0:
+            return False
+        self.batches_left.fill_(left)
+        if left == 0:
+            for bank in banks:
+                bank.copy_first()
+        return left > 0
+
+    def complete(self, banks: Iterable[ExpertFFNBank]) -> None:
+        """Bring idle experts up to date while tied."""
+        if self.tied():
+            for bank in banks:
+                bank.copy_first()

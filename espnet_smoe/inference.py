@@ -1,0 +1,364 @@
+"""Audio -> text in every task of a model, from one encoding."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from espnet_smoe.audio import (
+    AudioError,
+    bandwidth_of_rate,
+    check_samples,
+    read_audio,
+    to_model_rate,
+)
+from espnet_smoe.experts import ConfigError
+from espnet_smoe.guide import BANDWIDTH, TASK
+from espnet_smoe.host import Hypothesis
+from espnet_smoe.model import SMoEModel
+from espnet_smoe.search import RowSearch, SearchConfig
+from espnet_smoe.task import SMoETask
+from espnet_smoe.tokens import BpeTokenizer
+
+__all__ = ["Query", "Result", "Speech2Text"]
+
+Result = tuple[str | None, list[str], list[int], Hypothesis]
+"""Text, tokens, token ids and the host's hypothesis."""
+
+Speech = str | os.PathLike | np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Query:
+    """One utterance and what is asked of it.
+
+    Args:
+        samples: (S,) float32 at 16 kHz, as ``audio.to_model_rate`` makes it.
+        guides: utterance axis -> guide.
+        tasks: the tasks wanted.
+    """
+
+    samples: np.ndarray
+    guides: Mapping[str, str]
+    tasks: Sequence[str]
+
+
+class Speech2Text:
+    """Transcribe and translate telephone and wideband audio.
+
+    Args:
+        asr_train_config: ``config.yaml`` of an experiment folder.
+        asr_model_file: a checkpoint of it.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        beam_size, ctc_weight, penalty, maxlenratio, minlenratio, normalize_length,
+            nbest, batch_size: see ``SearchConfig``.
+
+    Raises:
+        ConfigError: a file is missing, or the checkpoint is of another model (names
+            the first keys that differ).
+
+    Example:
+        >>> s2t = Speech2Text.from_pretrained("exp/smoe_demo")  # doctest: +SKIP
+        >>> s2t("call.wav", task=["asr", "st_de"])              # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        asr_train_config: str | Path,
+        asr_model_file: str | Path,
+        *,
+        device: str = "cpu",
+        beam_size: int = 5,
+        ctc_weight: float = 0.3,
+        penalty: float = 0.0,
+        maxlenratio: float = 0.0,
+        minlenratio: float = 0.0,
+        normalize_length: bool = False,
+        nbest: int = 1,
+        batch_size: int = 16,
+    ) -> None:
+        config = SearchConfig(
+            beam_size=beam_size,
+            ctc_weight=ctc_weight,
+            penalty=penalty,
+            maxlenratio=maxlenratio,
+            minlenratio=minlenratio,
+            normalize_length=normalize_length,
+            nbest=nbest,
+            batch_size=batch_size,
+        )
+        self.device = device
+        self.model, bpemodel = _load(Path(asr_train_config), Path(asr_model_file))
+        self.model.to(device).eval()
+        self.batch_size = config.batch_size
+        self._search = RowSearch(self.model, config)
+        self._tokenizer = BpeTokenizer(bpemodel)
+        self._tokenizer.load()  # the file may be gone later: packs are unpacked aside
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        inference_model: str = "valid.acc.ave.pth",
+        inference_config: str | Path | None = None,
+        device: str = "cpu",
+    ) -> Speech2Text:
+        """Load an experiment folder, a packed zip or a model of the hub.
+
+        Args:
+            model: folder with ``config.yaml``, zip of stage 14, or hub tag
+                ``user/name``.
+            inference_model: checkpoint in the folder.
+            inference_config: decoding YAML; default ``decode.yaml`` beside the
+                config if there, else the defaults of ``SearchConfig``.
+            device: see the constructor.
+
+        Raises:
+            ConfigError: a file is missing or does not fit.
+        """
+        path = Path(model)
+        if path.is_dir():
+            files = (path / "config.yaml", path / inference_model)
+            return cls._from_files(*files, inference_config, device)
+        if path.suffix == ".zip":
+            from espnet2.main_funcs.pack_funcs import unpack
+
+            if not path.is_file():
+                raise ConfigError(f"packed model {path} is missing")
+            with tempfile.TemporaryDirectory() as folder:
+                files = unpack(os.fspath(path), folder)
+                return cls._from_pack(files, inference_config, device)
+        if path.exists() or str(model).count("/") != 1 or str(model).startswith("."):
+            raise ConfigError(
+                f"{model} is no experiment folder, packed zip or hub tag 'user/name'"
+            )
+        from espnet2.utils.pretrained import download_pretrained
+
+        return cls._from_pack(download_pretrained(str(model)), inference_config, device)
+
+    @classmethod
+    def _from_pack(
+        cls, files: Mapping[str, str], inference_config: str | Path | None, device: str
+    ) -> Speech2Text:
+        names = ("asr_train_config", "asr_model_file")
+        if missing := [n for n in names if n not in files]:
+            raise ConfigError(f"the pack lacks {missing}; it holds {sorted(files)}")
+        return cls._from_files(
+            *(Path(files[n]) for n in names), inference_config, device
+        )
+
+    @classmethod
+    def _from_files(
+        cls, config: Path, model: Path, inference_config: str | Path | None, device: str
+    ) -> Speech2Text:
+        beside = config.parent / "decode.yaml"
+        if inference_config is None and beside.is_file():
+            inference_config = beside
+        search = SearchConfig()
+        if inference_config is not None:
+            search = SearchConfig.from_yaml(Path(inference_config))
+        return cls(config, model, device=device, **search.__dict__)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks of the model."""
+        return self.model.guides.tasks
+
+    @property
+    def bandwidths(self) -> tuple[str, ...]:
+        """Bandwidths of the model."""
+        return self.model.guides.bandwidths
+
+    def __call__(
+        self,
+        speech: Speech,
+        fs: int | None = None,
+        task: str | Sequence[str] = "asr",
+        bandwidth: str | None = None,
+        channel: int | None = None,
+        guides: Mapping[str, str] | None = None,
+    ) -> list[Result] | dict[str, list[Result]]:
+        """Decode one utterance.
+
+        Args:
+            speech: path, or (S,) array: float in [-1, 1] or int16.
+            fs: rate of an array, Hz; a file brings its own.
+            task: one task or several, which share one encoding.
+            bandwidth: guide; None = by the rate (8 kHz ``nb``, 16 kHz and up ``wb``).
+            channel: of a file with several, from 0.
+            guides: further utterance axis -> guide, if the model has such axes.
+
+        Returns:
+            n-best list of (text, tokens, token ids, hypothesis), best first; for
+            several tasks a dict of them.
+
+        Raises:
+            ValueError: unreadable or unusable audio, an array without ``fs``, a task
+                or bandwidth that the model does not have.
+        """
+        query = self._query(speech, fs, task, bandwidth, channel, guides)
+        result = self.decode([query])[0]
+        return result[task] if isinstance(task, str) else result
+
+    def batch_decode(
+        self,
+        speech: Sequence[Speech],
+        fs: int | Sequence[int | None] | None = None,
+        task: str | Sequence[str | Sequence[str]] = "asr",
+        bandwidth: str | Sequence[str | None] | None = None,
+    ) -> list[list[Result] | dict[str, list[Result]]]:
+        """Decode many utterances, ``batch_size`` at a time.
+
+        Args:
+            speech: see ``__call__``.
+            fs, task, bandwidth: one value for all, or a list with one per utterance.
+                To ask several tasks of an utterance, its entry is itself a sequence.
+
+        Returns:
+            What ``__call__`` returns for each utterance, in order.
+
+        Raises:
+            ValueError: as ``__call__``, or a list of another length than ``speech``.
+        """
+        columns = {}
+        for name, value in (("fs", fs), ("task", task), ("bandwidth", bandwidth)):
+            if value is None or isinstance(value, (str, int)):
+                value = [value] * len(speech)
+            if len(value) != len(speech):
+                raise ConfigError(
+                    f"{len(value)} values of {name} for {len(speech)} utterances"
+                )
+            columns[name] = value
+        queries = [
+            self._query(x, rate, wanted, band, None, None)
+            for x, rate, wanted, band in zip(speech, *columns.values(), strict=True)
+        ]
+        return [
+            result[wanted] if isinstance(wanted, str) else result
+            for result, wanted in zip(
+                self.decode(queries), columns["task"], strict=True
+            )
+        ]
+
+    def _query(
+        self,
+        speech: Speech,
+        fs: int | None,
+        task: str | Sequence[str],
+        bandwidth: str | None,
+        channel: int | None,
+        guides: Mapping[str, str] | None,
+    ) -> Query:
+        tasks = [task] if isinstance(task, str) else list(task)
+        if not tasks or len(set(tasks)) != len(tasks):
+            raise ConfigError(f"task must name distinct tasks, got {tasks}")
+        axis = self.model.guides.axis(TASK)
+        for name in tasks:
+            axis.index(name)
+        if isinstance(speech, (str, os.PathLike)):
+            samples, rate = read_audio(speech, channel=channel)
+            if fs not in (None, rate):
+                raise AudioError(f"{speech} has {rate} Hz, not fs={fs}")
+        else:
+            samples, rate = _from_array(speech), fs
+            if rate is None:
+                raise AudioError("an array of samples needs its rate: pass fs= in Hz")
+        guides = {BANDWIDTH: bandwidth or bandwidth_of_rate(rate), **(guides or {})}
+        for known in self.model.guides.utterance_axes:
+            if known.name not in guides:
+                raise ConfigError(f"the model needs a guide of axis {known.name!r}")
+            known.index(guides[known.name])
+        for name in guides:
+            self.model.guides.axis(name)
+        return Query(to_model_rate(samples, rate), guides, tasks)
+
+    @torch.no_grad()
+    def decode(self, queries: Sequence[Query]) -> list[dict[str, list[Result]]]:
+        """Decode prepared utterances: task -> n-best list for each, in order.
+
+        Utterances of like length are batched together; each is encoded once.
+        """
+        results: list[dict[str, list[Result]]] = [{} for _ in queries]
+        order = sorted(range(len(queries)), key=lambda i: -len(queries[i].samples))
+        for start in range(0, len(order), self.batch_size):
+            places = order[start : start + self.batch_size]
+            batch = [queries[i] for i in places]
+            for place, result in zip(places, self._decode_batch(batch), strict=True):
+                results[place] = result
+        return results
+
+    def _decode_batch(self, batch: Sequence[Query]) -> list[dict[str, list[Result]]]:
+        table = self.model.guides
+        lengths = torch.tensor([len(q.samples) for q in batch])
+        speech = torch.zeros(len(batch), int(lengths.max()))
+        for row, query in zip(speech, batch, strict=True):
+            row[: len(query.samples)] = torch.from_numpy(query.samples)
+        guide_ids = {
+            axis.name: torch.tensor([axis.index(q.guides[axis.name]) for q in batch])
+            for axis in table.utterance_axes
+        }
+        wanted = torch.tensor([[t in q.tasks for q in batch] for t in table.tasks])
+        encoded, frames = self.model.encode(
+            speech.to(self.device), lengths.to(self.device), guide_ids
+        )
+        rows = self.model.rows_of(guide_ids, wanted)
+        nbests = self._search(encoded, frames, rows)
+        results: list[dict[str, list[Result]]] = [{} for _ in batch]
+        for utterance, task, nbest in zip(
+            rows.utterances.tolist(), rows.tasks.tolist(), nbests, strict=True
+        ):
+            results[utterance][table.tasks[task]] = [self._result(h) for h in nbest]
+        return [
+            {t: result[t] for t in q.tasks}
+            for q, result in zip(batch, results, strict=True)
+        ]
+
+    def _result(self, hyp: Hypothesis) -> Result:
+        start = 1 + len(self.model.guides.axes)  # <sos> and the prompt
+        ids = [i for i in hyp.yseq[start:].tolist() if i != self.model.eos]
+        tokens = [self.model.token_list[i] for i in ids]
+        return self._tokenizer.decode(tokens).strip(), tokens, ids, hyp
+
+
+def _from_array(speech: np.ndarray | torch.Tensor) -> np.ndarray:
+    samples = speech.numpy() if isinstance(speech, torch.Tensor) else speech
+    samples = np.asarray(samples)
+    if samples.dtype == np.int16:
+        samples = samples / np.float32(32768)
+    if samples.dtype.kind != "f":
+        raise AudioError(
+            f"samples must be float in [-1, 1] or int16, got {samples.dtype}"
+        )
+    samples = samples.astype(np.float32)
+    check_samples(samples, "the array")
+    return samples
+
+
+def _load(config: Path, checkpoint: Path) -> tuple[SMoEModel, Path]:
+    for path, what in ((config, "config"), (checkpoint, "checkpoint")):
+        if not path.is_file():
+            raise ConfigError(f"{what} {path} is missing; stage 11 makes it")
+    model, args = SMoETask.build_model_from_file(config)
+    # the host loads with strict=False: another model's file would pass in silence
+    from espnet2.torch_utils.safe_torch_load import safe_torch_load
+
+    state = safe_torch_load(checkpoint, map_location="cpu")
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or extra or shapes:
+        raise ConfigError(
+            f"{checkpoint} is of another model than {config}: {len(missing)} tensors "
+            f"missing {missing[:3]}, {len(extra)} unknown {extra[:3]}, "
+            f"{len(shapes)} of another shape {shapes[:3]}"
+        )
+    model.load_state_dict(state)
+    beside = config.parent / "bpe.model"
+    return model, beside if beside.is_file() else Path(args.bpemodel)

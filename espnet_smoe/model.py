@@ -1,0 +1,350 @@
+"""Batch -> loss and statistics: one encoding, many tasks.
+
+Batch (B utterances, S samples, U tokens):
+
+    speech          (B, S) float32, 16 kHz      speech_lengths          (B,) int64
+    <axis>          (B, 1) int64, guide id, for each utterance axis (``bandwidth``)
+    text_<task>     (B, U) int64, padded with -1; ``text_<task>_lengths`` (B,) int64,
+                    0 = the utterance has no reference of this task
+
+The encoder runs once on the B utterances; the decoder once on the P rows, the
+(utterance, task) pairs that have a reference, grouped by task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from espnet2.asr.ctc import CTC
+from espnet2.asr.espnet_model import ESPnetASRModel
+from espnet2.asr.frontend.abs_frontend import AbsFrontend
+from espnet2.asr.specaug.abs_specaug import AbsSpecAug
+from espnet2.layers.abs_normalize import AbsNormalize
+from espnet2.torch_utils.device_funcs import force_gatherable
+
+from espnet_smoe.decoder import SMoETransformerDecoder
+from espnet_smoe.encoder import SMoEConformerEncoder
+from espnet_smoe.experts import ConfigError
+from espnet_smoe.guide import TASK, GuideTable
+from espnet_smoe.mask import valid_mask
+
+__all__ = ["Rows", "SMoEModel"]
+
+IGNORE = -1  # the host's padding of token ids
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The (utterance, task) pairs of a batch, grouped by task.
+
+    Args:
+        utterances: (P,) int64 on CPU, utterance of each row.
+        tasks: (P,) int64 on CPU, guide id on the task axis.
+        prompts: (P, A) int64 on CPU, guiding tokens of each row.
+    """
+
+    utterances: torch.Tensor
+    tasks: torch.Tensor
+    prompts: torch.Tensor
+
+
+class SMoEModel(ESPnetASRModel):
+    """Hybrid CTC/attention model for several tasks and bandwidths.
+
+    Args:
+        guides: axis -> guides of the model (YAML ``guides``).
+        guide_token_ids: axis -> vocabulary ids of its guiding tokens.
+        ctc_weight: weight of CTC in [0, 1) against the decoder; CTC learns the
+            transcripts (task ``asr``) only, translations are not monotonic.
+        lsm_weight: label smoothing in [0, 1).
+        task_weights: task -> weight of its decoder loss; default 1.0 each.
+
+    Raises:
+        ConfigError: a weight is out of range or names an unknown task.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        token_list: Sequence[str],
+        frontend: AbsFrontend,
+        specaug: AbsSpecAug | None,
+        normalize: AbsNormalize | None,
+        encoder: SMoEConformerEncoder,
+        decoder: SMoETransformerDecoder,
+        ctc: CTC,
+        guides: Mapping[str, Sequence[str]],
+        guide_token_ids: Mapping[str, Sequence[int]],
+        ctc_weight: float = 0.3,
+        lsm_weight: float = 0.1,
+        task_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        if not 0.0 <= ctc_weight < 1.0 or not 0.0 <= lsm_weight < 1.0:
+            raise ConfigError(
+                f"ctc_weight and lsm_weight must lie in [0, 1), got {ctc_weight} and "
+                f"{lsm_weight}"
+            )
+        super().__init__(
+            vocab_size=vocab_size,
+            token_list=list(token_list),
+            frontend=frontend,
+            specaug=specaug,
+            normalize=normalize,
+            preencoder=None,
+            encoder=encoder,
+            postencoder=None,
+            decoder=decoder,
+            ctc=ctc,
+            joint_network=None,
+            ctc_weight=ctc_weight,
+            lsm_weight=lsm_weight,
+            # host metrics that run Python per utterance; scores come from decoding
+            report_cer=False,
+            report_wer=False,
+        )
+        self.guides = GuideTable.from_mapping(guides)
+        self.guide_token_ids = {a: list(ids) for a, ids in guide_token_ids.items()}
+        self.lsm_weight = lsm_weight
+        weights = dict(task_weights or {})
+        if unknown := sorted(set(weights) - set(self.guides.tasks)):
+            raise ConfigError(
+                f"task_weights of unknown tasks {unknown}; known: "
+                f"{list(self.guides.tasks)}"
+            )
+        # samples of the fewest frames that the subsampling takes
+        self.min_samples = (
+            frontend.stft.n_fft + (encoder.min_frames() - 1) * frontend.hop_length
+        )
+        self.task_weights = [weights.get(t, 1.0) for t in self.guides.tasks]
+        if "asr" not in self.guides.tasks and ctc_weight > 0.0:
+            raise ConfigError(
+                f"ctc_weight {ctc_weight} needs the task 'asr'; tasks: "
+                f"{list(self.guides.tasks)}"
+            )
+
+    def encode(
+        self,
+        speech: torch.Tensor,
+        speech_lengths: torch.Tensor,
+        guide_ids: Mapping[str, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Front end and encoder.
+
+        Args:
+            speech: (B, S) float32 at 16 kHz; the padding is never read.
+            speech_lengths: (B,) int64, samples.
+            guide_ids: utterance axis -> (B,) int64 on CPU.
+
+        Returns:
+            (B, T, D) and (B,) int64 frames.
+
+        Raises:
+            ValueError: a guide id is unknown.
+        """
+        expert_ids = self.encoder.expert_ids_of(guide_ids)
+        valid = valid_mask(speech_lengths, speech.size(1))
+        speech = speech.masked_fill(~valid, 0.0)
+        # a word of 0.1 s is shorter than the subsampling's field: silence follows it
+        missing = max(0, self.min_samples - speech.size(1))
+        speech = torch.nn.functional.pad(speech, (0, missing))
+        speech_lengths = speech_lengths.clamp(min=self.min_samples)
+        feats, lengths = self._extract_feats(speech, speech_lengths)
+        if self.specaug is not None and self.training:
+            feats, lengths = self.specaug(feats, lengths)
+        if self.normalize is not None:
+            feats, lengths = self.normalize(feats, lengths)
+        encoded, lengths, _ = self.encoder(feats, lengths, expert_ids)
+        return encoded, lengths
+
+    def collect_feats(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor, **_: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Features for the statistics of stage 10: (B, T0, F) and (B,) frames."""
+        feats, lengths = self._extract_feats(speech, speech_lengths)
+        return {"feats": feats, "feats_lengths": lengths}
+
+    def rows_of(
+        self, guide_ids: Mapping[str, torch.Tensor], has_text: torch.Tensor
+    ) -> Rows:
+        """The rows of a batch.
+
+        Args:
+            guide_ids: utterance axis -> (B,) int64 on CPU.
+            has_text: (number of tasks, B) bool on CPU.
+        """
+        tasks, utterances = torch.nonzero(has_text, as_tuple=True)
+        columns = []
+        for axis in self.guides.axes:
+            ids = tasks if axis.name == TASK else guide_ids[axis.name][utterances]
+            columns.append(torch.tensor(self.guide_token_ids[axis.name])[ids])
+        return Rows(utterances, tasks, torch.stack(columns, dim=1))
+
+    def forward(
+        self,
+        speech: torch.Tensor,
+        speech_lengths: torch.Tensor,
+        **data: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        """Loss of one batch (see the module's docstring for its tensors).
+
+            loss = w_ctc CTC(asr) + (1 - w_ctc) sum over tasks w_task CE(task)
+
+        Both terms are sums over tokens, divided by the number of utterances B.
+
+        Returns:
+            loss (), statistics (the same keys on every step, NaN when a task or
+            bandwidth is absent), weight B.
+
+        Raises:
+            ValueError: a guide id is unknown, or no utterance has a reference.
+        """
+        lengths = torch.stack(
+            [data[f"text_{task}_lengths"] for task in self.guides.tasks]
+        )
+        names = [a.name for a in self.guides.utterance_axes]
+        ids = torch.stack([data[name].view(-1) for name in names])
+        # the one transfer to the host of a step
+        on_host = torch.cat([lengths, ids]).cpu()
+        has_text = on_host[: len(lengths)] > 0
+        if not bool(has_text.any()):
+            raise ValueError("no utterance of the batch has a reference of any task")
+        guide_ids = dict(zip(names, on_host[len(lengths) :], strict=True))
+
+        encoded, frames = self.encode(speech, speech_lengths, guide_ids)
+        rows = self.rows_of(guide_ids, has_text)
+        losses, correct, tokens = self._decoder_loss(
+            encoded, frames, rows, data, lengths
+        )
+
+        weights = torch.tensor(self.task_weights)[rows.tasks].to(losses.device)
+        loss = loss_att = (losses * weights).sum() / len(speech)
+        loss_ctc = losses.new_full((), math.nan)
+        if self.ctc is not None:
+            with_asr = has_text[self.guides.tasks.index("asr")].nonzero().view(-1)
+            loss = (1 - self.ctc_weight) * loss_att
+            if len(with_asr):
+                loss_ctc = self._ctc_loss(encoded, frames, with_asr, data)
+                share = len(with_asr) / len(speech)
+                loss = loss + self.ctc_weight * share * loss_ctc
+
+        stats = {
+            "loss": loss.detach(),
+            "loss_ctc": loss_ctc.detach(),
+            "loss_att": loss_att.detach(),
+            "acc": correct.sum() / tokens.sum(),
+        }
+        bandwidths = guide_ids["bandwidth"][rows.utterances]
+        cells = [(t, rows.tasks == i) for i, t in enumerate(self.guides.tasks)]
+        cells += [(b, bandwidths == i) for i, b in enumerate(self.guides.bandwidths)]
+        for name, cell in cells:
+            here = cell.to(losses.device)
+            # 0 / 0 = NaN marks a cell without rows; the host's reporter skips it
+            stats[f"loss_{name}"] = (losses.detach() * here).sum() / here.sum()
+            stats[f"acc_{name}"] = (correct * here).sum() / (tokens * here).sum()
+        return force_gatherable((loss, stats, len(speech)), loss.device)
+
+    def _ctc_loss(
+        self,
+        encoded: torch.Tensor,
+        frames: torch.Tensor,
+        utterances: torch.Tensor,
+        data: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """Mean CTC loss of the utterances that have a transcript."""
+        text, lengths = data["text_asr"], data["text_asr_lengths"]
+        if len(utterances) < len(encoded):
+            utterances = utterances.to(encoded.device)
+            encoded, frames = encoded[utterances], frames[utterances]
+            text, lengths = text[utterances], lengths[utterances]
+        return self.ctc(encoded, frames, text, lengths)
+
+    def _decoder_loss(
+        self,
+        encoded: torch.Tensor,
+        frames: torch.Tensor,
+        rows: Rows,
+        data: Mapping[str, torch.Tensor],
+        lengths: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Label-smoothed cross entropy, correct and all tokens, (P,) each."""
+        utterances, tasks = (
+            rows.utterances.to(encoded.device),
+            rows.tasks.to(encoded.device),
+        )
+        texts = [data[f"text_{task}"] for task in self.guides.tasks]
+        longest = max(t.size(1) for t in texts)
+        padded = [
+            torch.nn.functional.pad(t, (0, longest - t.size(1)), value=IGNORE)
+            for t in texts
+        ]
+        text = torch.stack(padded)[tasks, utterances]
+        text_lengths = lengths[tasks, utterances]
+        ys_in, ys_out = self.add_prompt(text, text_lengths, rows.prompts)
+        logits, _ = self.decoder(
+            encoded[utterances],
+            frames[utterances],
+            ys_in,
+            text_lengths + rows.prompts.size(1) + 1,
+            rows.prompts,
+        )
+        losses = self.smoothed_cross_entropy(logits, ys_out)
+        valid = ys_out != IGNORE
+        correct = ((logits.argmax(-1) == ys_out) & valid).sum(1)
+        return losses, correct, valid.sum(1)
+
+    def add_prompt(
+        self, text: torch.Tensor, lengths: torch.Tensor, prompts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decoder input and target: the prompt is read, never predicted.
+
+        Args:
+            text: (P, U) int64, padded with -1.
+            lengths: (P,) int64, tokens.
+            prompts: (P, A) int64.
+
+        Returns:
+            ``<sos> <prompt> text`` padded with ``<eos>``, (P, 1 + A + U), and its
+            target ``-1 ... text <eos>``, padded with -1, of the same shape.
+        """
+        num_rows, num_axes = prompts.shape
+        start = text.new_full((num_rows, 1), self.sos)
+        prompts = prompts.to(text.device)
+        body = text.masked_fill(text == IGNORE, self.eos)
+        blank = text.new_full((num_rows, num_axes), IGNORE)
+        end = text.new_full((num_rows, 1), IGNORE)
+        ys_out = torch.cat([blank, text, end], dim=1)
+        ys_out.scatter_(1, (num_axes + lengths)[:, None], self.eos)
+        return torch.cat([start, prompts, body], dim=1), ys_out
+
+    def smoothed_cross_entropy(
+        self, logits: torch.Tensor, target: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum over a row's tokens of the KL divergence to the smoothed target.
+
+        The host's ``LabelSmoothingLoss`` per row: the true token has 1 - w, each
+        other token w / (V - 1).
+
+        Args:
+            logits: (P, U, V) float.
+            target: (P, U) int64, -1 where nothing is to be learnt.
+
+        Returns:
+            (P,)
+        """
+        weight, vocab = self.lsm_weight, logits.size(-1)
+        # torch spreads its weight over all V tokens, the true one included
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2).float(),
+            target,
+            ignore_index=IGNORE,
+            reduction="none",
+            label_smoothing=weight * vocab / (vocab - 1),
+        )
+        entropy = 0.0
+        if weight > 0.0:
+            entropy = -(1 - weight) * math.log(1 - weight)
+            entropy -= weight * math.log(weight / (vocab - 1))
+        return (losses - entropy * (target != IGNORE)).sum(1)

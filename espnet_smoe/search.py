@@ -1,0 +1,207 @@
+"""Joint CTC/attention beam search over (utterance, task) rows.
+
+The search is ESPnet's ``BatchBeamSearch`` with its exact CTC prefix scores; ours are
+the prompt, the mask of tokens that are no text, and the decoder's caches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from espnet_smoe.experts import ConfigError
+from espnet_smoe.host import (
+    BatchBeamSearch,
+    BatchScorerInterface,
+    CTCPrefixScorer,
+    Hypothesis,
+    LengthBonus,
+)
+from espnet_smoe.model import Rows, SMoEModel
+
+__all__ = ["RowSearch", "SMoEBeamSearch", "SearchConfig", "TokenMask"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Options of decoding (YAML ``decode.yaml``), under ESPnet's names."""
+
+    beam_size: int = 5
+    """Hypotheses kept per row."""
+
+    ctc_weight: float = 0.3
+    """Weight of CTC against the decoder in [0, 1) for task ``asr``; translations are
+    not monotonic and get none."""
+
+    penalty: float = 0.0
+    """Added to the score for every token."""
+
+    maxlenratio: float = 0.0
+    """Longest hypothesis in tokens per encoder frame; 0 = the number of frames, and
+    stop when longer ones cannot win; negative = that many tokens."""
+
+    minlenratio: float = 0.0
+    """Shortest hypothesis in tokens per encoder frame; negative = that many tokens."""
+
+    normalize_length: bool = False
+    """Rank finished hypotheses by score per token."""
+
+    nbest: int = 1
+    """Hypotheses returned per row."""
+
+    batch_size: int = 16
+    """Utterances encoded and searched together."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.ctc_weight < 1.0:
+            raise ConfigError(f"ctc_weight must lie in [0, 1), got {self.ctc_weight}")
+        for name in ("beam_size", "nbest", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+    @classmethod
+    def from_mapping(cls, conf: Mapping[str, Any]) -> SearchConfig:
+        """Build from YAML.
+
+        Raises:
+            ConfigError: a key that is not known; lists the known ones.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        if unknown := sorted(set(conf) - set(known)):
+            raise ConfigError(f"unknown decoding keys {unknown}; known: {known}")
+        return cls(**conf)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> SearchConfig:
+        """Read ``decode.yaml``.
+
+        Raises:
+            ConfigError: the file is missing, no YAML mapping, or holds a bad key.
+        """
+        if not Path(path).is_file():
+            raise ConfigError(f"decoding config {path} is missing")
+        conf = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(conf or {}, Mapping):
+            raise ConfigError(f"{path} must map option names to values, got {conf!r}")
+        return cls.from_mapping(conf or {})
+
+
+class TokenMask(BatchScorerInterface):
+    """Minus infinity for tokens that are no text, so that none is ever emitted.
+
+    Args:
+        banned: vocabulary ids: blank, unknown, guiding tokens.
+        vocab_size: vocabulary V.
+    """
+
+    def __init__(self, banned: Sequence[int], vocab_size: int) -> None:
+        self.scores = torch.zeros(vocab_size)
+        self.scores[list(banned)] = -torch.inf
+
+    def batch_score(
+        self, ys: torch.Tensor, states: Sequence[None], xs: torch.Tensor
+    ) -> tuple[torch.Tensor, Sequence[None]]:
+        """(N, L) prefixes -> (N, V), the same for each; no state."""
+        self.scores = self.scores.to(xs)
+        return self.scores.expand(len(ys), -1), states
+
+
+class SMoEBeamSearch(BatchBeamSearch):
+    """The host's search; an ended hypothesis lets go of the decoder's caches."""
+
+    @staticmethod
+    def _release(hyp: Hypothesis) -> Hypothesis:
+        # nothing reads them again, and each pins the caches of a whole step
+        return BatchBeamSearch._release(hyp._replace(states={}))
+
+
+class RowSearch:
+    """Decode the rows of a batch: with CTC where the task is ASR, without elsewhere.
+
+    Args:
+        model: in evaluation mode.
+        config: options of decoding.
+    """
+
+    def __init__(self, model: SMoEModel, config: SearchConfig) -> None:
+        self.model = model
+        self.config = config
+        guide_ids = [i for ids in model.guide_token_ids.values() for i in ids]
+        unknown = [i for i, t in enumerate(model.token_list) if t == "<unk>"]
+        mask = TokenMask([model.blank_id, *unknown, *guide_ids], model.vocab_size)
+        scorers = {
+            "decoder": model.decoder,
+            "mask": mask,
+            "length_bonus": LengthBonus(model.vocab_size),
+        }
+        self._with_ctc = None
+        if model.ctc is not None and config.ctc_weight > 0.0:
+            # no window: prefix scores are exact
+            ctc = CTCPrefixScorer(ctc=model.ctc, eos=model.eos)
+            self._with_ctc = self._search({**scorers, "ctc": ctc}, config.ctc_weight)
+        self._without_ctc = self._search(scorers, 0.0)
+
+    def _search(self, scorers: Mapping[str, Any], ctc_weight: float) -> SMoEBeamSearch:
+        weights = {
+            "decoder": 1.0 - ctc_weight,
+            "ctc": ctc_weight,
+            "mask": 1.0,
+            "length_bonus": self.config.penalty,
+        }
+        search = SMoEBeamSearch(
+            scorers=dict(scorers),
+            weights=weights,
+            beam_size=self.config.beam_size,
+            vocab_size=self.model.vocab_size,
+            sos=self.model.sos,
+            eos=self.model.eos,
+            token_list=None,
+            pre_beam_score_key="full",
+            normalize_length=self.config.normalize_length,
+        )
+        return search.eval()
+
+    @torch.no_grad()
+    def __call__(
+        self, encoded: torch.Tensor, frames: torch.Tensor, rows: Rows
+    ) -> list[list[Hypothesis]]:
+        """Search.
+
+        Args:
+            encoded: (B, T, D) float.
+            frames: (B,) int64.
+            rows: the P (utterance, task) pairs to decode.
+
+        Returns:
+            P n-best lists, best first, of at most ``nbest`` hypotheses whose ``yseq``
+            holds ``<sos>``, the prompt, the text and ``<eos>``.
+        """
+        asr = self.model.guides.tasks.index("asr") if self._with_ctc else -1
+        results: list[list[Hypothesis]] = [[] for _ in rows.tasks]
+        for search, chosen in (
+            (self._with_ctc, rows.tasks == asr),
+            (self._without_ctc, rows.tasks != asr),
+        ):
+            places = chosen.nonzero().view(-1)
+            if not len(places):
+                continue
+            utterances = rows.utterances[places].to(encoded.device)
+            lengths = frames[utterances]
+            start = torch.full((len(places), 1), self.model.sos)
+            prompts = torch.cat([start, rows.prompts[places]], dim=1)
+            search.set_hyp_primer(prompts.tolist())
+            nbests = search(
+                encoded[utterances, : int(lengths.max())],
+                x_lengths=lengths,
+                maxlenratio=self.config.maxlenratio,
+                minlenratio=self.config.minlenratio,
+            )
+            for place, nbest in zip(places.tolist(), nbests, strict=True):
+                results[place] = nbest[: self.config.nbest]
+        return results

@@ -1,0 +1,281 @@
+"""The ESPnet task: YAML and options -> model, preprocessor, training.
+
+Importing this module registers ``smoe_conformer``, ``smoe_transformer`` and ``smoe``
+in the host's choices, so that its own tools can load what is trained here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import espnet2.tasks.asr as host_asr
+import numpy as np
+from espnet2.asr.ctc import CTC
+from espnet2.asr.decoder.abs_decoder import AbsDecoder
+from espnet2.asr.encoder.abs_encoder import AbsEncoder
+from espnet2.asr.frontend.default import DefaultFrontend
+from espnet2.asr.specaug.specaug import SpecAug
+from espnet2.torch_utils.initialize import initialize
+from espnet2.train.abs_espnet_model import AbsESPnetModel
+from espnet2.train.class_choices import ClassChoices
+from espnet2.utils.get_default_kwargs import get_default_kwargs
+from espnet2.utils.nested_dict_action import NestedDictAction
+from espnet2.utils.types import str_or_none
+
+import espnet_smoe
+from espnet_smoe.audio import MODEL_RATE
+from espnet_smoe.decoder import SMoETransformerDecoder
+from espnet_smoe.encoder import SMoEConformerEncoder
+from espnet_smoe.experts import ConfigError, ExpertConfig
+from espnet_smoe.guide import GuideTable
+from espnet_smoe.host import register
+from espnet_smoe.model import SMoEModel
+from espnet_smoe.preprocess import SMoEPreprocessor
+from espnet_smoe.tokens import BLANK, SOS_EOS, UNK, TokenError, guide_token_ids
+from espnet_smoe.trainer import SMoETrainer
+
+__all__ = ["SMoETask", "split_batches"]
+
+encoder_choices = ClassChoices(
+    "encoder",
+    {"smoe_conformer": SMoEConformerEncoder},
+    type_check=AbsEncoder,
+    default="smoe_conformer",
+)
+decoder_choices = ClassChoices(
+    "decoder",
+    {"smoe_transformer": SMoETransformerDecoder},
+    type_check=AbsDecoder,
+    default="smoe_transformer",
+)
+model_choices = ClassChoices(
+    "model", {"smoe": SMoEModel}, type_check=AbsESPnetModel, default="smoe"
+)
+
+register(host_asr.encoder_choices, "smoe_conformer", SMoEConformerEncoder)
+register(host_asr.decoder_choices, "smoe_transformer", SMoETransformerDecoder)
+register(host_asr.model_choices, "smoe", SMoEModel)
+
+# what build_model fills in; not for YAML
+_BUILT = {
+    "self", "input_size", "guides", "guide_token_ids", "vocab_size", "token_list",
+    "encoder_output_size", "split_after", "frontend", "specaug", "normalize",
+    "encoder", "decoder", "ctc",
+}  # fmt: skip
+
+
+def check_keys(name: str, conf: Mapping[str, Any], cls: type) -> None:
+    """Refuse a key of ``<name>_conf`` that ``cls`` does not take.
+
+    Raises:
+        ConfigError: lists the unknown and the known keys.
+    """
+    known = set(inspect.signature(cls).parameters) - _BUILT
+    if unknown := sorted(set(conf) - known):
+        raise ConfigError(
+            f"unknown keys {unknown} in {name}_conf; known: {sorted(known)}"
+        )
+
+
+def split_batches(args: argparse.Namespace, conf: Mapping[str, Any]) -> int:
+    """Training batches before a stack's late split.
+
+    Args:
+        args: the task's options; ``max_epoch`` and ``num_iters_per_epoch`` give the
+            number of training batches.
+        conf: the stack's ``*_conf``.
+
+    Raises:
+        ConfigError: ``split_at`` is set and the number of batches is not known.
+    """
+    experts = conf.get("experts")
+    split_at = ExpertConfig.from_mapping(experts).split_at if experts else 0.0
+    if split_at == 0.0:
+        return 0
+    if not args.num_iters_per_epoch:
+        raise ConfigError(
+            f"experts.split_at {split_at} is a fraction of all training batches: set "
+            "num_iters_per_epoch, so that their number is known"
+        )
+    return round(split_at * args.max_epoch * args.num_iters_per_epoch)
+
+
+class SMoETask(host_asr.ASRTask):
+    """ASR and ST by one S-MoE model."""
+
+    trainer = SMoETrainer
+    class_choices_list = [
+        host_asr.specaug_choices,
+        host_asr.normalize_choices,
+        model_choices,
+        encoder_choices,
+        decoder_choices,
+    ]
+
+    @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the options of this task to the host's."""
+        group = parser.add_argument_group("Task related")
+        required = parser.get_default("required")
+        required += ["token_list", "bpemodel", "guides"]
+        group.add_argument(
+            "--token_list", type=str_or_none, help="a token a line, in id order"
+        )
+        group.add_argument(
+            "--bpemodel", type=str_or_none, help="sentencepiece model of the tokens"
+        )
+        group.add_argument(
+            "--guides",
+            action=NestedDictAction,
+            default=None,
+            help="axis -> list of guides, e.g. {bandwidth: [nb, wb], task: [asr]}",
+        )
+        group.add_argument(
+            "--init",
+            type=str_or_none,
+            default=None,
+            choices=["xavier_uniform", "xavier_normal", "kaiming_uniform", None],
+            help="initialisation of the parameters; null = torch's own",
+        )
+        group.add_argument(
+            "--frontend_conf",
+            action=NestedDictAction,
+            default={},
+            help="options of the host's log-mel front end",
+        )
+        group.add_argument(
+            "--ctc_conf",
+            action=NestedDictAction,
+            default=get_default_kwargs(CTC),
+            help="options of the host's CTC",
+        )
+        group.add_argument(
+            "--espnet_smoe_version",
+            default=espnet_smoe.__version__,
+            help="recorded in config.yaml",
+        )
+        for choices in cls.class_choices_list:
+            choices.add_arguments(group)
+        # data names follow the YAML's axes; the preprocessor checks them
+        parser.set_defaults(allow_variable_data_keys=True, num_att_plot=0)
+
+    @classmethod
+    def build_preprocess_fn(
+        cls, args: argparse.Namespace, train: bool
+    ) -> Callable[[str, dict[str, Any]], dict[str, np.ndarray]]:
+        """The preprocessor of one data set."""
+        return SMoEPreprocessor(
+            train=train,
+            token_list=read_token_list(args),
+            bpemodel=args.bpemodel,
+            guides=args.guides,
+        )
+
+    @classmethod
+    def required_data_names(
+        cls, train: bool = True, inference: bool = False
+    ) -> tuple[str, ...]:
+        """Data that every utterance needs."""
+        return ("speech",) if inference else ("speech", "targets", "bandwidth")
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> SMoEModel:
+        """Build the model that the options describe.
+
+        Raises:
+            ConfigError: a key is unknown or a value out of range.
+            GuideError: guides do not fit together or with the token list.
+        """
+        tokens = read_token_list(args)
+        args.token_list = tokens  # config.yaml then needs no other file
+        guides = GuideTable.from_mapping(args.guides)
+        token_ids = guide_token_ids(guides, tokens)
+        classes = {
+            "encoder": encoder_choices.get_class(args.encoder),
+            "decoder": decoder_choices.get_class(args.decoder),
+            "model": model_choices.get_class(args.model),
+            "frontend": DefaultFrontend,
+            "ctc": CTC,
+        }
+        for name, kind in classes.items():
+            check_keys(name, getattr(args, f"{name}_conf"), kind)
+
+        frontend = _build_frontend(args.frontend_conf)
+        encoder = classes["encoder"](
+            input_size=frontend.output_size(),
+            guides=args.guides,
+            split_after=split_batches(args, args.encoder_conf),
+            **args.encoder_conf,
+        )
+        decoder = classes["decoder"](
+            vocab_size=len(tokens),
+            encoder_output_size=encoder.output_size(),
+            guides=args.guides,
+            guide_token_ids=token_ids,
+            split_after=split_batches(args, args.decoder_conf),
+            **args.decoder_conf,
+        )
+        specaug = None
+        if args.specaug is not None:
+            check_keys("specaug", args.specaug_conf, SpecAug)
+            specaug = SpecAug(**args.specaug_conf)
+        normalize = None
+        if args.normalize is not None:
+            normalize_class = host_asr.normalize_choices.get_class(args.normalize)
+            check_keys("normalize", args.normalize_conf, normalize_class)
+            normalize = normalize_class(**args.normalize_conf)
+        model = classes["model"](
+            vocab_size=len(tokens),
+            token_list=tokens,
+            frontend=frontend,
+            specaug=specaug,
+            normalize=normalize,
+            encoder=encoder,
+            decoder=decoder,
+            ctc=CTC(len(tokens), encoder.output_size(), **args.ctc_conf),
+            guides=args.guides,
+            guide_token_ids=token_ids,
+            **args.model_conf,
+        )
+        if args.init is not None:
+            initialize(model, args.init)
+        return model
+
+
+def _build_frontend(conf: Mapping[str, Any]) -> DefaultFrontend:
+    """The host's log-mel front end, held to what an utterance alone needs.
+
+    Raises:
+        ConfigError: another rate than the model's, or centred frames (at the end of
+            an utterance they see its padding, so it would depend on its batch).
+    """
+    conf = {"fs": MODEL_RATE, "center": False, **conf}
+    if conf["fs"] not in (MODEL_RATE, "16k"):
+        raise ConfigError(f"frontend_conf.fs must be {MODEL_RATE} Hz, got {conf['fs']}")
+    if conf["center"]:
+        raise ConfigError("frontend_conf.center must be false, got true")
+    return DefaultFrontend(**conf)
+
+
+def read_token_list(args: argparse.Namespace) -> list[str]:
+    """The vocabulary, from the option's file or as recorded in config.yaml.
+
+    Raises:
+        TokenError: the file is missing, or special tokens are not at their places.
+    """
+    tokens = args.token_list
+    if isinstance(tokens, str):
+        if not Path(tokens).is_file():
+            raise TokenError(f"token list {tokens} is missing; stage 5 makes it")
+        tokens = Path(tokens).read_text(encoding="utf-8").splitlines()
+    ends = (*tokens[:2], *tokens[-1:])
+    if ends != (BLANK, UNK, SOS_EOS):
+        raise TokenError(
+            f"a token list must start with {BLANK}, {UNK} and end with {SOS_EOS}, got "
+            f"{list(ends)}"
+        )
+    return list(tokens)

@@ -1,0 +1,143 @@
+"""Data directory -> sentencepiece model and token list."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from espnet_smoe.datadir import read_datadir, write_atomically
+from espnet_smoe.guide import GuideError, GuideTable
+
+__all__ = [
+    "BLANK",
+    "SOS_EOS",
+    "UNK",
+    "BpeTokenizer",
+    "TokenError",
+    "guide_token_ids",
+    "train_tokens",
+]
+
+BLANK, UNK, SOS_EOS = "<blank>", "<unk>", "<sos/eos>"  # the host's names and places
+
+logger = logging.getLogger(__name__)
+
+
+class TokenError(ValueError):
+    """Token training data or a token list cannot be used."""
+
+
+class BpeTokenizer:
+    """sentencepiece, loaded on first use so that the object pickles to workers.
+
+    Args:
+        model: path of the sentencepiece model.
+    """
+
+    def __init__(self, model: str | Path) -> None:
+        self.model = str(model)
+        self._processor = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"model": self.model, "_processor": None}
+
+    def encode(self, text: str) -> list[str]:
+        """Text -> tokens.
+
+        >>> BpeTokenizer("bpe.model").encode("good morning")  # doctest: +SKIP
+        ['▁good', '▁mor', 'ning']
+        """
+        return self.load().encode(text, out_type=str)
+
+    def decode(self, tokens: Sequence[str]) -> str:
+        """Tokens -> text."""
+        return self.load().decode(list(tokens))
+
+    def load(self) -> sentencepiece.SentencePieceProcessor:
+        """Read the model now.
+
+        Raises:
+            TokenError: the file is missing.
+        """
+        if self._processor is None:
+            if not Path(self.model).is_file():
+                raise TokenError(f"sentencepiece model {self.model} is missing")
+            self._processor = sentencepiece.SentencePieceProcessor(self.model)
+        return self._processor
+
+
+def guide_token_ids(
+    guides: GuideTable, token_list: Sequence[str]
+) -> dict[str, list[int]]:
+    """Axis -> vocabulary ids of its guiding tokens, in guide order.
+
+    Raises:
+        GuideError: the token list lacks a guiding token.
+    """
+    place = {token: i for i, token in enumerate(token_list)}
+    if missing := [t for t in guides.tokens if t not in place]:
+        raise GuideError(
+            f"the token list of {len(token_list)} tokens lacks the guiding tokens "
+            f"{missing}; make it anew with stage 5"
+        )
+    return {a.name: [place[t] for t in a.tokens] for a in guides.axes}
+
+
+def train_tokens(train_dir: Path, guides: GuideTable, nbpe: int, out_dir: Path) -> None:
+    """Train one BPE over the references of all tasks of the training set.
+
+    Writes ``bpe.model``, ``bpe.vocab`` and ``tokens.txt`` (a token a line: ``<blank>``,
+    ``<unk>``, the guiding tokens, pieces, ``<sos/eos>``). Guiding tokens are
+    sentencepiece control symbols' siblings, user-defined symbols: single ids.
+
+    Args:
+        train_dir: data directory.
+        nbpe: vocabulary size of sentencepiece, guiding tokens and ``<unk>`` included.
+
+    Raises:
+        TokenError: too little text for ``nbpe``, or a reference holds a guiding token.
+        DataDirError: the data directory is broken.
+    """
+    texts = [
+        utt.texts[task]
+        for utt in read_datadir(train_dir)
+        for task in guides.tasks
+        if task in utt.texts
+    ]
+    if not texts:
+        raise TokenError(
+            f"{train_dir} has no reference of the tasks {list(guides.tasks)}"
+        )
+    for text in texts:
+        if found := [t for t in (*guides.tokens, BLANK, UNK, SOS_EOS) if t in text]:
+            raise TokenError(f"the reference {text!r} holds the special token {found}")
+    with write_atomically(out_dir) as folder:
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_prefix=os.fspath(folder / "bpe"),
+                model_type="bpe",
+                vocab_size=nbpe,
+                character_coverage=1.0,
+                user_defined_symbols=list(guides.tokens),
+                unk_id=0,
+                bos_id=-1,
+                eos_id=-1,
+                pad_id=-1,
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise TokenError(
+                f"no BPE of {nbpe} tokens from {len(texts)} references of {train_dir}: "
+                f"{str(error).splitlines()[-1]}"
+            ) from None
+        lines = (folder / "bpe.vocab").read_text(encoding="utf-8").splitlines()
+        pieces = [line.split("\t")[0] for line in lines]
+        tokens = [BLANK, UNK, *(p for p in pieces if p != UNK), SOS_EOS]
+        (folder / "tokens.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    logger.info("%d tokens -> %s", len(tokens), out_dir)

@@ -1,0 +1,129 @@
+"""One utterance -> arrays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from espnet_smoe.datadir import Utterance, read_table
+from espnet_smoe.guide import GuideError, GuideTable
+from espnet_smoe.preprocess import SMoEPreprocessor, write_targets
+
+pytest_plugins = ["fixtures_exp"]
+
+GUIDES = {"bandwidth": ["nb", "wb"], "task": ["asr", "st_de"]}
+TEXTS = {"asr": "the dog runs", "st_de": "der hund rennt"}
+
+
+@pytest.fixture
+def tokens(experiment) -> list[str]:
+    path = experiment.tokens / "tokens.txt"
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.fixture
+def preprocessor(experiment, tokens) -> SMoEPreprocessor:
+    bpe = str(experiment.tokens / "bpe.model")
+    return SMoEPreprocessor(train=True, token_list=tokens, bpemodel=bpe, guides=GUIDES)
+
+
+def entry(**changes: object) -> dict:
+    speech = np.linspace(-1, 1, 50, dtype=np.float32)
+    targets = json.dumps(TEXTS)
+    return {"speech": speech, "targets": targets, "bandwidth": "wb", **changes}
+
+
+def utterance(texts: dict[str, str], bandwidth: str = "wb") -> Utterance:
+    return Utterance(
+        id="u",
+        audio="a.wav",
+        speaker="s",
+        fs=16000,
+        num_samples=10,
+        guides={"bandwidth": bandwidth},
+        texts=texts,
+    )
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("bandwidth", ["nb", "wb"])
+def test_P9_samples_and_guide_pass_unchanged(
+    experiment, tokens, train: bool, bandwidth: str
+) -> None:
+    preprocess = SMoEPreprocessor(
+        train, tokens, str(experiment.tokens / "bpe.model"), GUIDES
+    )
+    speech = np.random.default_rng(0).uniform(-1, 1, 4000).astype(np.float32)
+    for _ in range(3):  # nothing random either
+        data = preprocess("u", entry(speech=speech.copy(), bandwidth=bandwidth))
+        assert data["speech"].dtype == np.float32
+        assert np.array_equal(data["speech"], speech)
+        assert data["bandwidth"].tolist() == [GUIDES["bandwidth"].index(bandwidth)]
+
+
+def test_texts_become_ids_of_the_token_list(preprocessor, tokens) -> None:
+    data = preprocessor("u", entry())
+    assert set(data) == {"speech", "bandwidth", "text_asr", "text_st_de"}
+    for task, text in TEXTS.items():
+        ids = data[f"text_{task}"]
+        assert ids.dtype == np.int64
+        pieces = [tokens[i] for i in ids]
+        assert "".join(pieces).replace("▁", " ").strip() == text
+
+
+def test_missing_task_is_an_empty_text(preprocessor) -> None:
+    data = preprocessor("u", entry(targets='{"st_de": "der hund rennt"}'))
+    assert data["text_asr"].shape == (0,)
+    assert data["text_asr"].dtype == np.int64
+    assert len(data["text_st_de"])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"bandwidth": "swb"}, r"u7: unknown bandwidth 'swb'; known: nb, wb"),
+        ({"channel": "a"}, r"u7: unknown data \['channel'\]; known: .*bandwidth"),
+        ({"targets": '{"st_fr": "le chien"}'}, r"u7: unknown tasks \['st_fr'\]"),
+        ({"speech": np.zeros(0)}, r"u7: expected finite samples.*\(0,\)"),
+        ({"speech": np.zeros((9, 2))}, r"u7: expected finite samples.*\(9, 2\)"),
+        ({"speech": np.array([0.0, np.nan])}, "u7: expected finite samples"),
+        ({"speech": np.array([0.0, np.inf])}, "u7: expected finite samples"),
+    ],
+)
+def test_bad_data_is_refused_by_name(preprocessor, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        preprocessor("u7", entry(**changes))
+
+
+def test_further_axes_come_from_yaml_alone(experiment, tokens) -> None:
+    guides = {"bandwidth": ["nb", "wb"], "language": ["en", "fr"], "task": ["asr"]}
+    bpe = str(experiment.tokens / "bpe.model")
+    preprocess = SMoEPreprocessor(True, tokens, bpe, guides)
+    data = preprocess("u", entry(targets='{"asr": "the dog"}', language="fr"))
+    assert data["language"].tolist() == [1]
+
+
+def test_targets_hold_the_models_tasks_only(tmp_path: Path) -> None:
+    table = GuideTable.from_mapping(GUIDES)
+    texts = {"asr": "straße", "st_fr": "rue"}
+    write_targets(tmp_path / "targets", [utterance(texts)], table)
+    (line,) = read_table(tmp_path / "targets").values()
+    assert json.loads(line) == {"asr": "straße"}
+
+
+def test_utterance_without_the_models_tasks_is_refused(tmp_path: Path) -> None:
+    table = GuideTable.from_mapping(GUIDES)
+    with pytest.raises(GuideError, match=r"u: has references of \['st_fr'\] only"):
+        write_targets(tmp_path / "targets", [utterance({"st_fr": "rue"})], table)
+
+
+def test_utterance_with_an_unknown_guide_is_refused(tmp_path: Path) -> None:
+    table = GuideTable.from_mapping(GUIDES)
+    with pytest.raises(GuideError, match="swb"):
+        write_targets(tmp_path / "t", [utterance(TEXTS, bandwidth="swb")], table)
+    table = GuideTable.from_mapping({"bandwidth": ["wb"], "room": ["a"], **GUIDES})
+    with pytest.raises(GuideError, match="utt2room is missing"):
+        write_targets(tmp_path / "t", [utterance(TEXTS)], table)

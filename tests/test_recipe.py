@@ -1,0 +1,267 @@
+"""The recipe from a shell: every stage on a tiny demo corpus, reruns, wrong usage."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+RECIPE = Path(__file__).resolve().parent.parent / "egs2" / "smoe_asr_st"
+
+# the demo's model after three updates: bad hypotheses, but every file
+TINY = [
+    *("--demo_sizes", "24 2 2", "--nbpe", "100", "--speed_perturb_factors", "1.0 1.1"),
+    *("--nj", "2", "--inference_nj", "1", "--inference_args", "--tasks asr st_de"),
+    *("--inference_tag", "decode_tiny"),
+    "--smoe_args=--max_epoch 1 --num_iters_per_epoch 3 --batch_bins 200000"
+    " --scheduler_conf total_steps=3",
+]
+
+
+def run(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run run.sh with its data, dump and experiments in ``folder``."""
+    places = [f"--{p}dir={folder / p}" for p in ("data", "dump", "exp")]
+    return subprocess.run(
+        ["./run.sh", "--python", sys.executable, *places, *options],
+        cwd=RECIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """Folder and process of one run of all stages."""
+    folder = tmp_path_factory.mktemp("recipe")
+    return folder, run(folder, *TINY)
+
+
+def read_rows(folder: Path) -> list[dict]:
+    text = (folder / "exp/smoe_demo/decode_tiny/scores.json").read_text("utf-8")
+    return json.loads(text)["rows"]
+
+
+def test_all_stages_succeed_and_leave_their_files(chain):
+    folder, process = chain
+    assert process.returncode == 0, process.stderr
+    for name in (
+        "data/train/wav.scp",
+        "data/train_sp/utt2speed",
+        "dump/raw/org/train_sp/utt2bandwidth",
+        "dump/raw/train_sp/text.asr",
+        "dump/raw/dev/text.st_de",
+        "dump/raw/test/utt2fs",
+        "data/token_list/bpe100/bpe.model",
+        "exp/smoe_stats/train/speech_shape",
+        "exp/smoe_demo/config.yaml",
+        "exp/smoe_demo/valid.acc.ave.pth",
+        "exp/smoe_demo/train.log",
+        "exp/smoe_demo/decode_tiny/test/text.asr",
+        "exp/smoe_demo/decode_tiny/test/text.st_de",
+        "exp/smoe_demo/decode_tiny/RESULTS.md",
+        "exp/smoe_demo/decode_tiny/scores.png",
+    ):
+        assert (folder / name).exists(), name
+    # the upload is the only stage that must be asked for
+    numbers = (1, 2, 3, 4, 5, 10, 11, 12, 13, 14)
+    assert all(f"Stage {n}:" in process.stdout for n in numbers)
+    assert "Stage 15:" not in process.stdout
+
+
+def test_test_sets_are_not_filtered(chain):
+    folder, _ = chain
+    assert not (folder / "dump/raw/org/test").exists()
+    assert (folder / "dump/raw/org/dev").exists()
+
+
+def test_every_task_and_bandwidth_is_scored_and_shown(chain):
+    folder, process = chain
+    cells = {(r["set"], r["task"], r["bandwidth"]) for r in read_rows(folder)}
+    assert cells == {
+        ("test", task, band) for task in ("asr", "st_de") for band in ("nb", "wb")
+    }
+    table = process.stdout.partition("Stage 13")[2]
+    assert "wer" in table
+    assert "bleu" in table
+
+
+def test_the_pack_holds_model_and_config(chain):
+    folder, _ = chain
+    with zipfile.ZipFile(folder / "exp/smoe_demo/smoe_demo.zip") as archive:
+        names = [Path(name).name for name in archive.namelist()]
+    assert {"meta.yaml", "config.yaml", "valid.acc.ave.pth", "bpe.model"} <= set(names)
+
+
+def test_a_late_stage_reruns_with_the_same_result(chain):
+    folder, _ = chain
+    before = read_rows(folder)
+    again = run(folder, *TINY, "--stage", "13", "--stop_stage", "13")
+    assert again.returncode == 0, again.stderr
+    assert read_rows(folder) == before
+
+
+def test_early_stages_rerun_with_the_same_result(chain):
+    folder, _ = chain
+    kept = ["dump/raw/train_sp/utt2num_samples", "data/token_list/bpe100/tokens.txt"]
+    before = [(folder / name).read_bytes() for name in kept]
+    again = run(folder, *TINY, "--stage", "4", "--stop_stage", "5")
+    assert again.returncode == 0, again.stderr
+    assert [(folder / name).read_bytes() for name in kept] == before
+
+
+def test_upload_without_login_is_refused_in_one_line(chain, tmp_path):
+    folder, _ = chain
+    process = run(
+        folder,
+        *("--stage", "15", "--skip_upload_hf", "false", "--hf_repo", "user/name"),
+        HF_HOME=str(tmp_path),
+        HF_TOKEN="",
+    )
+    assert process.returncode == 1
+    assert process.stderr.count("\n") == 1
+    assert "not logged in" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--no_such_option", "1"], "unknown option --no_such_option"),
+        (["--no_such_option=1"], "unknown option --no_such_option"),
+        (["--@", "1"], "unknown option --@"),
+        (["--stage"], "option --stage needs a value"),
+        (["--stage", "--ngpu", "1"], "option --stage needs a value"),
+        (["--nj", "two"], "option --nj must be a whole number, got 'two'"),
+        (["--skip_train", "yes"], "option --skip_train must be true or false"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--stage", "15", "--skip_upload_hf", "false"], "--hf_repo user/name"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(tmp_path, options, message):
+    process = run(tmp_path, *options)
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
+    assert message in process.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_help_lists_every_option_of_the_script():
+    process = run(Path("."), "--help")
+    assert process.returncode == 0
+    for name in ("stage", "skip_upload_hf", "inference_model", "speed_perturb_factors"):
+        assert f"  --{name} " in process.stdout
+    assert "(default: valid.acc.ave.pth)" in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("stage", "maker"),
+    [(2, 1), (3, 1), (4, 3), (5, 4), (10, 5), (11, 10), (13, 12), (14, 11), (15, 14)],
+)
+def test_a_stage_without_its_input_names_the_stage_that_makes_it(
+    tmp_path, stage, maker
+):
+    process = run(
+        tmp_path,
+        *("--stage", str(stage), "--stop_stage", str(stage)),
+        *("--speed_perturb_factors", "0.9" if stage == 2 else ""),
+        *("--skip_upload_hf", "false", "--hf_repo", "user/name"),
+    )
+    assert process.returncode == 1
+    assert f"stage {maker} " in process.stderr
+    assert "Traceback" not in process.stderr
+    # logs at most
+    assert all(p.suffix == ".log" for p in tmp_path.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--corpus", "manifest"], "--manifest"),
+        (["--corpus", "manifest", "--manifest", "no/such.jsonl"], "no/such.jsonl"),
+        (["--corpus", "nothing"], "unknown corpus 'nothing'"),
+        (["--train_config", "no/such.yaml"], "no/such.yaml"),
+        (["--num_nodes", "2"], "needs cmd_backend slurm or sge"),
+        (["--python", "/no/such/python"], "run 'make install'"),
+    ],
+)
+def test_a_refused_choice_is_one_line_and_writes_nothing(tmp_path, options, message):
+    process = run(tmp_path, "--stop_stage", "1", *options, MANIFEST="")
+    assert process.returncode == 1
+    assert process.stderr.count("\n") == 1
+    assert message in process.stderr
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [("slurm", "set ESPNET_ROOT"), ("moon", "known: local slurm sge ssh")],
+)
+def test_a_backend_that_cannot_start_is_refused(tmp_path, backend, message):
+    process = run(tmp_path, cmd_backend=backend, ESPNET_ROOT="")
+    assert process.returncode == 1
+    assert process.stderr.count("\n") == 1
+    assert message in process.stderr
+
+
+def test_a_cluster_script_gets_options_log_and_command(tmp_path):
+    scripts = tmp_path / "egs2/TEMPLATE/asr1/utils"
+    scripts.mkdir(parents=True)
+    slurm = scripts / "slurm.pl"
+    slurm.write_text('#!/bin/sh\necho "$@" >"${0%/*}/arguments"\n')
+    slurm.chmod(0o755)
+    process = run(
+        tmp_path,
+        *("--stage", "11", "--stop_stage", "11", "--ngpu", "2"),
+        cmd_backend="slurm",
+        ESPNET_ROOT=str(tmp_path),
+    )
+    assert process.returncode == 0, process.stderr
+    words = (scripts / "arguments").read_text().split()
+    log = str(tmp_path / "exp/smoe_demo/train.log")
+    assert words[:5] == ["--gpu", "2", log, sys.executable, "-m"]
+    at = words.index("--multiprocessing_distributed")
+    assert words[at : at + 4] == [
+        "--multiprocessing_distributed",
+        "true",
+        "--ngpu",
+        "2",
+    ]
+
+
+def test_experiments_with_other_settings_have_other_folders(tmp_path):
+    other = ["--train_config", "conf/demo/train_dense.yaml", "--stage", "14"]
+    assert "exp/smoe_train_dense/" in run(tmp_path, *other).stderr
+    longer = run(tmp_path, *other, "--smoe_args", "--max_epoch 7 --seed=2").stderr
+    assert "exp/smoe_train_dense_max_epoch7_seed2/" in longer
+
+
+def test_run_gives_each_corpus_its_own_training_config(tmp_path):
+    late = ["--stage", "14", "--stop_stage", "14"]
+    assert "exp/smoe_demo/" in run(tmp_path, *late).stderr
+    for corpus in (["--corpus", "manifest"], ["--corpus=manifest"]):
+        assert "exp/smoe_train_smoe/" in run(tmp_path, *late, *corpus).stderr
+
+
+def test_the_local_runner_logs_output_and_passes_the_status_on(tmp_path):
+    log = tmp_path / "logs" / "a.log"
+    for status in (3, 0):
+        command = ["bash", "-c", f"echo said by {status}; exit {status}"]
+        process = subprocess.run(
+            [RECIPE / "local/run_local.sh", "--gpu", "1", "--mem", "4G", log, *command],
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode == status
+        assert f"said by {status}" in process.stderr
+        assert (str(log) in process.stderr) == (status != 0)
+    # a second run keeps what the first one logged
+    assert log.read_text().count("said by 3\n") == 1
+    assert "(code 3)" in log.read_text()
+    assert "(code 0)" in log.read_text()

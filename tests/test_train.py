@@ -1,0 +1,252 @@
+"""Stages 10 and 11 on noise, through the command line."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_experiment import CONF, write_conf, write_dump
+
+from espnet_smoe.bin import smoe_train
+from espnet_smoe.trainer import BACKUP
+
+pytest_plugins = ["fixtures_exp"]
+
+CELLS = ("asr", "st_de", "nb", "wb")
+RATIOS = ("acc", *(f"acc_{cell}" for cell in CELLS))
+LOSSES = ("loss", "loss_ctc", "loss_att", *(f"loss_{cell}" for cell in CELLS))
+KEYS = (*RATIOS, *LOSSES)
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(v, other[k]) for k, v in one.items()
+    )
+
+
+def refusal(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of a refused command."""
+    capsys.readouterr()
+    assert smoe_train.main(command) == 1
+    lines = capsys.readouterr().err.splitlines()
+    lines = [ln for ln in lines if ln.startswith("smoe_train: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_experiment_folder_has_what_inference_needs(experiment) -> None:
+    names = {p.name for p in experiment.exp.iterdir()}
+    assert {
+        "config.yaml", "bpe.model", "1epoch.pth", "2epoch.pth", "checkpoint.pth",
+        "latest.pth", "valid.acc.best.pth", "valid.acc.ave.pth",
+    } <= names  # fmt: skip
+    source = (experiment.tokens / "bpe.model").read_bytes()
+    assert (experiment.exp / "bpe.model").read_bytes() == source
+
+
+def test_statistics_are_lengths_in_samples(experiment) -> None:
+    for split, folder in (("train", experiment.train), ("valid", experiment.dev)):
+        shapes = (experiment.stats / split / "speech_shape").read_text().splitlines()
+        lengths = (folder / "utt2num_samples").read_text().splitlines()
+        assert sorted(shapes) == lengths
+
+
+def test_reports_have_every_task_and_bandwidth(experiment) -> None:
+    stats = load(experiment.exp / "checkpoint.pth")["reporter"]["stats"]
+    for epoch in (1, 2):
+        for split in ("train", "valid"):
+            reported = stats[epoch][split]
+            assert set(KEYS) <= set(reported)
+            for key in KEYS:
+                assert torch.isfinite(torch.tensor(reported[key]))
+            for key in RATIOS:
+                assert 0.0 <= reported[key] <= 1.0
+
+
+def test_log_names_every_task_and_bandwidth(
+    experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exp = experiment.copy(tmp_path / "exp")
+    shutil.move(exp / BACKUP, exp / "checkpoint.pth")
+    with caplog.at_level(logging.INFO):
+        assert (
+            smoe_train.main([*experiment.train_command(exp), "--resume", "true"]) == 0
+        )
+    (epoch,) = [m for m in caplog.messages if "2epoch results:" in m]
+    for split in ("[train]", "[valid]"):
+        line = epoch[epoch.index(split) :]
+        assert all(f"{key}=" in line for key in KEYS)
+
+
+def test_P10_run_killed_in_epoch_2_resumes_to_the_same_parameters(
+    experiment, tmp_path: Path
+) -> None:
+    # killed in epoch 2, the folder holds what the first epoch left
+    exp = experiment.copy(tmp_path / "exp")
+    shutil.move(exp / BACKUP, exp / "checkpoint.pth")
+    for path in (*exp.glob("2epoch.pth"), *exp.glob("valid.acc.ave*")):
+        path.unlink()
+    assert smoe_train.main([*experiment.train_command(exp), "--resume", "true"]) == 0
+    for name in ("1epoch.pth", "2epoch.pth", "valid.acc.ave.pth"):
+        assert same(load(exp / name), load(experiment.exp / name)), name
+
+
+def test_P10_one_epoch_then_one_more_is_two_epochs_in_a_go(
+    experiment, tmp_path: Path
+) -> None:
+    # no late split: its batch depends on max_epoch
+    encoder = {**CONF["encoder_conf"], "experts": {"axis": "bandwidth"}}
+    conf = write_conf(tmp_path / "train.yaml", encoder_conf=encoder)
+    parts = experiment.train_command(tmp_path / "parts", conf)
+    assert smoe_train.main([*parts, "--max_epoch", "1"]) == 0
+    assert not (tmp_path / "parts" / "2epoch.pth").exists()
+    assert smoe_train.main([*parts, "--max_epoch", "2", "--resume", "true"]) == 0
+    assert smoe_train.main(experiment.train_command(tmp_path / "whole", conf)) == 0
+    for name in ("1epoch.pth", "2epoch.pth", "valid.acc.ave.pth"):
+        one, other = (load(tmp_path / d / name) for d in ("parts", "whole"))
+        assert same(one, other), name
+
+
+def test_same_seed_same_parameters_and_another_differs(
+    experiment, tmp_path: Path
+) -> None:
+    for seed, equal in ((CONF.get("seed", 0), True), (7, False)):
+        exp = tmp_path / f"seed{seed}"
+        command = [*experiment.train_command(exp), "--seed", str(seed)]
+        assert smoe_train.main([*command, "--max_epoch", "2"]) == 0
+        final = load(exp / "2epoch.pth")
+        assert same(final, load(experiment.exp / "2epoch.pth")) == equal
+
+
+def test_late_split_comes_half_way(experiment) -> None:
+    first, second = (load(experiment.exp / f"{e}epoch.pth") for e in (1, 2))
+    (left,) = [
+        k for k in first if k.startswith("encoder") and k.endswith("batches_left")
+    ]
+    assert int(first[left]) == 1  # three of six batches were tied
+    assert int(second[left]) == 0
+    banks = [k for k in first if k.startswith("encoder.") and ".experts.0." in k]
+    assert banks
+    for key in banks:
+        twin = key.replace(".experts.0.", ".experts.1.")
+        assert torch.equal(first[key], first[twin])
+        assert not torch.equal(second[key], second[twin])
+
+
+def test_average_is_plain_arithmetic(experiment) -> None:
+    average = load(experiment.exp / "valid.acc.ave.pth")
+    models = [load(experiment.exp / f"{e}epoch.pth") for e in (1, 2)]
+    stats = load(experiment.exp / "checkpoint.pth")["reporter"]["stats"]
+    assert len(stats) == 2  # both are among the two best
+    for key, value in average.items():
+        one, other = (m[key] for m in models)
+        if value.is_floating_point():
+            assert torch.allclose(value, (one + other) / 2, rtol=0, atol=1e-7), key
+        elif key.endswith("num_batches_tracked"):
+            assert int(value) == int(one) + int(other)
+
+
+def test_average_over_the_split_is_split(experiment) -> None:
+    average = load(experiment.exp / "valid.acc.ave.pth")
+    for key in [k for k in average if k.endswith("batches_left")]:
+        assert int(average[key]) in (0, 1), key
+
+
+def test_global_normalisation_reads_the_statistics(experiment, tmp_path: Path) -> None:
+    conf = write_conf(tmp_path / "train.yaml", normalize="global_mvn", max_epoch=1)
+    assert smoe_train.main(experiment.train_command(tmp_path / "exp", conf)) == 0
+    config = yaml.safe_load((tmp_path / "exp" / "config.yaml").read_text())
+    stats = str(experiment.stats / "train" / "feats_stats.npz")
+    assert config["normalize_conf"]["stats_file"] == stats
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"encoder_conf": {"blocks": 1}}, "unknown keys ['blocks'] in encoder_conf"),
+        ({"model_conf": {"ctc": 1}}, "unknown keys ['ctc'] in model_conf; known:"),
+        ({"guides": {"bandwidth": ["wb"], "task": ["asr"]}}, "nb"),
+        (
+            {"guides": {"bandwidth": ["nb", "wb"], "task": ["asr", "st_de", "st_fr"]}},
+            "lacks the guiding tokens ['<st_fr>']",
+        ),
+        (
+            {"guides": {"bandwidth": ["nb", "wb"], "task": ["asr", "sum"]}},
+            "task 'sum' must be 'asr' or 'st_XX'",
+        ),
+        ({"beam_sizes": 3}, "beam_sizes"),
+        ({"encoder": "conformer"}, "--encoder must be one of ('smoe_conformer',)"),
+    ],
+)
+def test_bad_yaml_is_refused_in_one_line(
+    experiment,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict,
+    message: str,
+) -> None:
+    conf = write_conf(tmp_path / "train.yaml", **changes)
+    command = experiment.train_command(tmp_path / "exp", conf)
+    assert message in refusal(command, capsys)
+
+
+def test_token_list_without_a_guide_is_refused_in_one_line(
+    experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = shutil.copytree(experiment.tokens, tmp_path / "tokens")
+    text = (tokens / "tokens.txt").read_text("utf-8").replace("<st_de>\n", "")
+    (tokens / "tokens.txt").write_text(text, "utf-8")
+    command = experiment.train_command(tmp_path / "exp")
+    command[command.index("--token_dir") + 1] = str(tokens)
+    assert "lacks the guiding tokens ['<st_de>']" in refusal(command, capsys)
+
+
+def test_unknown_guide_in_the_data_is_refused_in_one_line(
+    experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dump(tmp_path / "train")
+    path = tmp_path / "train" / "utt2bandwidth"
+    path.write_text(path.read_text().replace("nb", "swb"))
+    command = experiment.train_command(tmp_path / "exp")
+    command[command.index("--train_dir") + 1] = str(tmp_path / "train")
+    assert "unknown bandwidth 'swb'; known: nb, wb" in refusal(command, capsys)
+
+
+@pytest.mark.parametrize(
+    "option, stage",
+    [("--train_dir", 4), ("--token_dir", 5), ("--stats_dir", 10)],
+)
+def test_missing_input_names_the_stage_that_makes_it(
+    experiment,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    stage: int,
+) -> None:
+    command = experiment.train_command(tmp_path / "exp")
+    command[command.index(option) + 1] = str(tmp_path / "none")
+    assert f"run stage {stage} first" in refusal(command, capsys)
+
+
+def test_missing_config_is_refused_in_one_line(
+    experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = experiment.train_command(tmp_path / "exp", tmp_path / "none.yaml")
+    assert "none.yaml" in refusal(command, capsys)
+
+
+def test_failed_statistics_leave_nothing(
+    experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = write_conf(tmp_path / "train.yaml", model_conf={"ctc": 1})
+    command = experiment.train_command(tmp_path / "stats", conf)
+    refusal([*command, "--collect_stats", "true"], capsys)
+    assert [p.name for p in tmp_path.iterdir()] == ["train.yaml"]
