@@ -1,0 +1,251 @@
+#!/usr/bin/env bash
+# The stages of the recipe, with ESPnet's numbers and names (6-9, the language model's,
+# are not used). Every stage can be rerun on its own; run.sh gives a corpus's choices.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+SECONDS=0
+
+log() { echo "$(date '+%Y-%m-%dT%H:%M:%S') (smoe.sh) $*"; }
+
+# options
+stage=1                # first stage to run
+stop_stage=15          # last stage to run
+skip_data_prep=false   # skip stages 1-5
+skip_train=false       # skip stages 10-11
+skip_eval=false        # skip stages 12-13
+skip_packing=false     # skip stage 14
+skip_upload_hf=true    # skip stage 15
+ngpu=0                 # GPUs per node; 0 = CPU
+num_nodes=1            # nodes of the training (cmd_backend slurm or sge)
+nj=0                   # processes that prepare data; 0 = one per core
+inference_nj=0         # processes that decode; 0 = one per core or GPU
+python=""              # interpreter; empty = .venv of this checkout, else python3
+corpus=demo            # demo or manifest
+manifest=""            # JSON Lines file of --corpus manifest
+demo_sizes=""          # "TRAIN DEV TEST" sentences of the demo corpus
+seed=0                 # of the demo corpus
+train_set=train        # name of the training set
+valid_set=dev          # name of the validation set
+test_sets="test"       # names of the test sets, one or more
+datadir=data           # folder of the data directories
+dumpdir=dump           # folder of the dumped audio
+expdir=exp             # folder of the experiments
+speed_perturb_factors="" # e.g. "0.9 1.0 1.1"; empty = no speed perturbation
+min_wav_duration=0.1   # shortest utterance to train on, s
+max_wav_duration=30    # longest utterance to train on, s
+nbpe=500               # size of the token list
+token_listdir=""       # folder of the token list; empty = <datadir>/token_list/bpe<nbpe>
+smoe_stats_dir=""      # folder of the statistics; empty = <expdir>/smoe_stats
+train_config=""        # training YAML
+smoe_args=""           # further training options, e.g. "--max_epoch 10"; they win
+smoe_tag=""            # name of the experiment; empty = from train_config and smoe_args
+smoe_exp=""            # experiment folder; empty = <expdir>/smoe_<tag>
+resume=true            # go on where a killed training stopped
+inference_config=""    # decoding YAML
+inference_args=""      # further options of smoe_inference
+inference_tag=""       # name of the decoding; empty = from inference_config and _args
+inference_model=valid.acc.ave.pth # checkpoint to decode with
+hf_repo=""             # user/name on the Hugging Face hub (stage 15)
+# end of options
+
+. ./local/options.sh
+commandline="$0 $*"
+parse_options "$0" "$@"
+log "${commandline}"
+. ./path.sh
+. ./cmd.sh
+
+die() {
+    echo "smoe.sh: $1" >&2
+    exit "${2:-1}"
+}
+
+# one name for settings that differ: "--max_epoch 3" -> "_max_epoch3"
+tag_of_args() {
+    local text=${1//--/_}
+    text=${text//[[:space:]=]/}
+    echo "${text//\//-}"
+}
+
+[ -n "${train_config}" ] || die "--train_config is missing" 2
+[ -f "${train_config}" ] || die "--train_config ${train_config} does not exist"
+[ -n "${inference_config}" ] || die "--inference_config is missing" 2
+[ -f "${inference_config}" ] \
+    || die "--inference_config ${inference_config} does not exist"
+"${python}" -c 'import espnet_smoe' 2>/dev/null \
+    || die "${python} cannot import espnet_smoe; run 'make install' at the top of the checkout or name an interpreter with --python"
+if [ "${num_nodes}" -gt 1 ] && [[ ${cmd_backend} != slurm && ${cmd_backend} != sge ]]; then
+    die "--num_nodes ${num_nodes} needs cmd_backend slurm or sge, got ${cmd_backend}"
+fi
+
+# each word once, in order, one a line
+unique() {
+    local -A seen=()
+    local word
+    for word in "$@"; do
+        [ -n "${seen[${word}]:-}" ] || echo "${word}"
+        seen[${word}]=1
+    done
+}
+
+cores=$(getconf _NPROCESSORS_ONLN)
+[ "${nj}" -gt 0 ] || nj=${cores}
+if [ "${inference_nj}" -eq 0 ]; then
+    if [ "${ngpu}" -gt 0 ]; then inference_nj=${ngpu}; else inference_nj=${cores}; fi
+fi
+read -r -a tests <<<"${test_sets}"
+mapfile -t sets < <(unique "${train_set}" "${valid_set}" "${tests[@]}")
+read -r -a factors <<<"${speed_perturb_factors}"
+read -r -a sizes <<<"${demo_sizes}"
+read -r -a train_options <<<"${smoe_args}"
+read -r -a inference_options <<<"${inference_args}"
+[ ${#tests[@]} -gt 0 ] || die "--test_sets names no set" 2
+
+token_listdir=${token_listdir:-${datadir}/token_list/bpe${nbpe}}
+smoe_stats_dir=${smoe_stats_dir:-${expdir}/smoe_stats}
+smoe_tag=${smoe_tag:-$(basename "${train_config}" .yaml)$(tag_of_args "${smoe_args}")}
+smoe_exp=${smoe_exp:-${expdir}/smoe_${smoe_tag}}
+if [ -z "${inference_tag}" ]; then
+    inference_tag=$(basename "${inference_config}" .yaml)
+    [[ ${inference_tag} == decode* ]] || inference_tag=decode_${inference_tag}
+    inference_tag+=$(tag_of_args "${inference_args}")
+fi
+decode_dir=${smoe_exp}/${inference_tag}
+packed=${smoe_exp}/$(basename "${smoe_exp}").zip
+
+# the set to train on from stage 3: its speed-perturbed copy, if one was asked for
+train_dump=${train_set}
+[ ${#factors[@]} -eq 0 ] || train_dump=${train_set}_sp
+train_dir=${dumpdir}/raw/${train_dump}
+valid_dir=${dumpdir}/raw/${valid_set}
+
+run_stage() {
+    local skip=false
+    case $1 in
+        [1-5]) skip=${skip_data_prep} ;;
+        10 | 11) skip=${skip_train} ;;
+        12 | 13) skip=${skip_eval} ;;
+        14) skip=${skip_packing} ;;
+        15) skip=${skip_upload_hf} ;;
+    esac
+    [ "${skip}" = false ] && [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]
+}
+
+if run_stage 1; then
+    log "Stage 1: corpus ${corpus} -> ${datadir}/{${sets[*]}}"
+    options=(--corpus "${corpus}")
+    if [ "${corpus}" = demo ]; then
+        options+=(--seed "${seed}")
+        [ ${#sizes[@]} -eq 0 ] || options+=(--demo_sizes "${sizes[@]}")
+    else
+        [ -z "${manifest}" ] || options+=(--manifest "${manifest}")
+        options+=(--splits "${sets[@]}")
+    fi
+    "${python}" -m espnet_smoe.bin.smoe_data \
+        --datadir "${datadir}" --train_config "${train_config}" --nj "${nj}" \
+        "${options[@]}"
+fi
+
+if run_stage 2; then
+    if [ ${#factors[@]} -eq 0 ]; then
+        log "Stage 2: no --speed_perturb_factors, skipped"
+    else
+        log "Stage 2: speeds ${factors[*]} of ${datadir}/${train_set} -> ${datadir}/${train_dump}"
+        "${python}" -m espnet_smoe.bin.smoe_perturb_speed \
+            --in_dir "${datadir}/${train_set}" --out_dir "${datadir}/${train_dump}" \
+            --factors "${factors[@]}"
+    fi
+fi
+
+if run_stage 3; then
+    log "Stage 3: audio of ${datadir} at 16 kHz -> ${dumpdir}/raw"
+    mapfile -t dumped < <(unique "${train_dump}" "${valid_set}" "${tests[@]}")
+    for dset in "${dumped[@]}"; do
+        # stage 4 filters what is trained on; test sets stay whole
+        org=
+        [[ ${dset} != "${train_dump}" && ${dset} != "${valid_set}" ]] || org=/org
+        ${train_cmd} "${dumpdir}/log/dump_${dset}.log" \
+            "${python}" -m espnet_smoe.bin.smoe_dump \
+            --in_dir "${datadir}/${dset}" --out_dir "${dumpdir}/raw${org}/${dset}" \
+            --nj "${nj}"
+    done
+fi
+
+if run_stage 4; then
+    log "Stage 4: utterances of ${min_wav_duration} to ${max_wav_duration} s of ${dumpdir}/raw/org -> ${dumpdir}/raw"
+    for dset in "${train_dump}" "${valid_set}"; do
+        "${python}" -m espnet_smoe.bin.smoe_filter \
+            --in_dir "${dumpdir}/raw/org/${dset}" --out_dir "${dumpdir}/raw/${dset}" \
+            --min_wav_duration "${min_wav_duration}" \
+            --max_wav_duration "${max_wav_duration}"
+    done
+fi
+
+if run_stage 5; then
+    log "Stage 5: texts of ${train_dir} -> ${token_listdir}"
+    "${python}" -m espnet_smoe.bin.smoe_tokens \
+        --train_dir "${train_dir}" --train_config "${train_config}" \
+        --nbpe "${nbpe}" --out_dir "${token_listdir}"
+fi
+
+train_inputs=(
+    --config "${train_config}"
+    --train_dir "${train_dir}" --valid_dir "${valid_dir}" --token_dir "${token_listdir}"
+)
+
+if run_stage 10; then
+    log "Stage 10: statistics of ${train_dir} and ${valid_dir} -> ${smoe_stats_dir}"
+    ${train_cmd} "${smoe_stats_dir}.log" \
+        "${python}" -m espnet_smoe.bin.smoe_train "${train_inputs[@]}" \
+        --output_dir "${smoe_stats_dir}" --collect_stats true "${train_options[@]}"
+fi
+
+if run_stage 11; then
+    log "Stage 11: ${train_config} on ${train_dir} -> ${smoe_exp}; log: ${smoe_exp}/train.log"
+    command=(
+        "${python}" -m espnet_smoe.bin.smoe_train "${train_inputs[@]}"
+        --stats_dir "${smoe_stats_dir}" --output_dir "${smoe_exp}" --resume "${resume}"
+        "${train_options[@]}"
+    )
+    if [ "${num_nodes}" -gt 1 ]; then
+        # the host's launcher adds rank, world size and the number of GPUs
+        "${python}" -m espnet2.bin.launch --cmd "${cuda_cmd} --name smoe_${smoe_tag}" \
+            --log "${smoe_exp}/train.log" --ngpu "${ngpu}" --num_nodes "${num_nodes}" \
+            --init_file_prefix "${smoe_exp}/.dist_init_" -- "${command[@]}"
+    else
+        [ "${ngpu}" -le 1 ] || command+=(--multiprocessing_distributed true)
+        ${cuda_cmd} --gpu "${ngpu}" "${smoe_exp}/train.log" "${command[@]}" --ngpu "${ngpu}"
+    fi
+fi
+
+if run_stage 12; then
+    for dset in "${tests[@]}"; do
+        log "Stage 12: ${dumpdir}/raw/${dset} -> ${decode_dir}/${dset}"
+        ${decode_cmd} --gpu "${ngpu}" "${decode_dir}/log/${dset}.log" \
+            "${python}" -m espnet_smoe.bin.smoe_inference \
+            --exp_dir "${smoe_exp}" --data_dir "${dumpdir}/raw/${dset}" \
+            --inference_model "${inference_model}" --config "${inference_config}" \
+            --output_dir "${decode_dir}/${dset}" --ngpu "${ngpu}" --nj "${inference_nj}" \
+            "${inference_options[@]}"
+    done
+fi
+
+if run_stage 13; then
+    log "Stage 13: scores of ${decode_dir} -> ${decode_dir}/{scores.json,RESULTS.md,scores.png}"
+    "${python}" -m espnet_smoe.bin.smoe_score \
+        --decode_dir "${decode_dir}" --dump_dir "${dumpdir}/raw" --test_sets "${tests[@]}"
+fi
+
+if run_stage 14; then
+    log "Stage 14: ${smoe_exp} -> ${packed}"
+    "${python}" -m espnet_smoe.bin.smoe_pack --exp_dir "${smoe_exp}" --out "${packed}" \
+        --inference_model "${inference_model}" --inference_config "${inference_config}"
+fi
+
+if run_stage 15; then
+    log "Stage 15: ${packed} -> ${hf_repo} on the Hugging Face hub"
+    [ -n "${hf_repo}" ] || die "--hf_repo user/name is missing" 2
+    "${python}" -m espnet_smoe.bin.smoe_upload --packed "${packed}" --hf_repo "${hf_repo}"
+fi
+
+log "Finished after ${SECONDS} s"
