@@ -105,9 +105,7 @@ def read_audio(
             file.seek(start)
             samples = file.read(stop - start, dtype="float32", always_2d=True)
         except RuntimeError as error:
-            raise AudioError(
-                f"{path}: truncated or damaged: {_reason(error)}"
-            ) from None
+            raise AudioError(f"{path}: truncated or damaged: {error}") from None
     if len(samples) < stop - start:
         raise AudioError(
             f"{path}: truncated: expected {stop - start} samples from sample "
@@ -228,10 +226,7 @@ def _opened(path: Path | str) -> Iterator:
         raise AudioError(f"{path}: cannot be read as audio: {reason}") from None
     with file:
         if _ends_early(path, file):
-            raise AudioError(
-                f"{path}: truncated: the file ends before the audio its header "
-                f"announces (at sample {file.frames})"
-            )
+            raise AudioError(f"{path}: truncated: ends at sample {file.frames}")
         if not file.frames:
             raise AudioError(f"{path}: audio has zero length")
         _check_rate(file.samplerate, str(path))
@@ -256,12 +251,12 @@ def _ends_early(path: Path, file) -> bool:
 
 def _is_last_ogg_page(page: bytes) -> bool:
     """Whether it is complete and ends a stream (RFC 3533, section 6)."""
-    header = 27
+    header = 27  # bytes
     if len(page) < header:
         return False
-    flags, segments = page[5], page[26]
-    payload = sum(page[header : header + segments])
-    return bool(flags & 4) and len(page) >= header + segments + payload
+    is_last, segments = page[5] & 4, page[26]
+    length = header + segments + sum(page[header : header + segments])
+    return bool(is_last) and len(page) >= length
 
 
 def _check_rate(rate: int, name: str) -> None:

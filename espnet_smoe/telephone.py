@@ -41,7 +41,7 @@ class TelephoneLine:
     low_edge_hz: float = 300.0
     high_edge_hz: tuple[float, float] = (2800.0, 3400.0)
     level_dbfs: tuple[float, float] = (-32.0, -20.0)
-    snr_db: tuple[float, float] = (-2.0, 12.0)
+    snr_db: tuple[float, float] = (-6.0, 6.0)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +82,7 @@ def test_an_exhausted_grammar_says_so(monkeypatch) -> None:
     trains = [(demo_grammar._next_train, 1)]  # 16 * 15 * 2 sentences
     monkeypatch.setattr(demo_grammar, "_SENTENCES", trains)
     assert len(sentence_pairs(400, seed=0)) == 400
-    with pytest.raises(GrammarError, match="ran out after 480 .*; 481 were asked for"):
+    with pytest.raises(GrammarError, match=r"ran out after 480 .*; 481 were asked for"):
         sentence_pairs(481, seed=0)
 
 
@@ -88,30 +90,41 @@ def test_an_exhausted_grammar_says_so(monkeypatch) -> None:
     ("english", "german"),
     [
         # separable prefix: last in the imperative, joined in the infinitive
-        ("please call my son back today", "bitte rufen sie meinen sohn heute zurück"),
-        ("i have to call my aunt back today", "ich muss meine tante heute zurückrufen"),
+        (r"please call my son back .*", r"bitte rufen sie meinen sohn .* zurück"),
+        (r"i have to call my aunt back .*", r"ich muss meine tante .* zurückrufen"),
+        (r"please turn off the radio .*", r"bitte schalten sie .* das radio .* aus"),
         # time before object, accusative by gender
-        ("can you look for my coat tonight", "können sie heute abend meinen mantel"),
-        ("can you look for my bag tonight", "können sie heute abend meine tasche"),
-        ("can you look for my phone tonight", "können sie heute abend mein telefon"),
+        (r"can you look for my coat today", r"können sie heute meinen mantel suchen"),
+        (r".* to look for my bag on .*", r".* am .* meine tasche suchen"),
+        (r"she wants to look for my phone .*", r"sie will .* mein telefon suchen"),
+        (r"i .* to buy one (cake|apple).*", r"ich .* einen (kuchen|apfel) kaufen"),
+        (r"i .* to buy two eggs .*", r"ich .* zwei eier kaufen"),
         # verb last in clauses
-        ("i can not come because i must sign the contract", "vertrag unterschreiben"),
-        ("please tell my wife that i will sign the letter", "dass ich den brief unter"),
-        # clock
-        ("my son called me on friday at half past three", "am freitag um halb vier"),
-        ("my son called me on friday at one o'clock", "um ein uhr angerufen"),
-        ("my son called me on friday at a quarter to one", "um viertel vor eins"),
+        (r".* because i must .*", r"ich kann nicht kommen weil ich .*en muss"),
+        (r"please tell my wife that .*", r"bitte sagen sie meiner frau dass .* werde"),
+        (r"if the car is too new i .*", r"wenn das auto zu neu ist werde ich .*en"),
+        # clock and dates
+        (r"my son .* at half past three", r"mein sohn hat .* um halb vier angerufen"),
+        (r".* called me .* at one o'clock", r".* um ein uhr angerufen"),
+        (r".* called me .* a quarter to one", r".* um viertel vor eins angerufen"),
+        (r".* on sunday the third of may", r".* am sonntag dem dritten mai .*"),
         # dative
-        ("i have not read the list from my father yet", "von meinem vater noch nicht"),
-        ("i have not read the list from my mother yet", "von meiner mutter noch nicht"),
+        (r".* from my father yet", r".* von meinem vater noch nicht .*"),
+        (r".* from my mother yet", r".* von meiner mutter noch nicht .*"),
         # adjective endings
-        ("is there a small park near the school", "von der schule einen kleinen park"),
-        ("is there a small hotel near the station", "vom bahnhof ein kleines hotel"),
-        ("is there a small bank near the station", "vom bahnhof eine kleine bank"),
+        (r"is there a small park near .*", r"gibt es .* einen kleinen park"),
+        (r"is there a small hotel near .*", r"gibt es .* ein kleines hotel"),
+        (r"is there a small bank near .*", r"gibt es .* eine kleine bank"),
+        (r"is there .* near the school", r"gibt es in der nähe von der schule .*"),
+        # money
+        (r"the .* costs .* one euro", r"(der|die|das) .* kostet .* ein euro"),
     ],
 )
 def test_german_follows_german_grammar(sentences, english: str, german: str) -> None:
-    assert german in dict(sentences)[english]
+    """Each English sentence of the form has German of the form."""
+    found = [g for e, g in sentences if re.fullmatch(english, e)]
+    assert found
+    assert [g for g in found if not re.fullmatch(german, g)] == []
 
 
 def test_the_german_is_not_word_by_word(sentences) -> None:
@@ -271,12 +284,13 @@ def test_killed_and_run_again_gives_the_same(corpus: Path, tmp_path: Path) -> No
         "from espnet_smoe.guide import GuideTable;"
         "guides = GuideTable.from_mapping({'bandwidth': ['nb', 'wb'],"
         " 'task': ['asr', 'st_de']});"
-        f"prepare_demo(Path({str(tmp_path)!r}), (5000, 4, 5), 5, 1, guides)"
+        f"prepare_demo(Path({str(tmp_path)!r}), (300, 4, 5), 5, 1, guides)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     partial = tmp_path / ".demo_audio.tmp" / "train"
     while not (partial.is_dir() and any(partial.iterdir())):
         assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert [p.name for p in tmp_path.iterdir()] == [".demo_audio.tmp"]

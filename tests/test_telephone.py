@@ -78,7 +78,7 @@ def test_what_lies_outside_the_band_is_lost(hertz: int) -> None:
     call = through_telephone(both, RATE, TelephoneLine(snr_db=QUIET), _rng())
     lines = np.abs(np.fft.rfft(call[2_000:10_000].astype(float)))
     folded = hertz if hertz < 4_000 else 8_000 - hertz
-    assert 20 * np.log10(lines[1_200] / lines[folded]) > 35
+    assert lines[folded] < lines[1_200] * 10 ** (-35 / 20)
 
 
 @pytest.mark.parametrize("level", [-40.0, -20.0])
