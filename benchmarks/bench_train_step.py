@@ -29,7 +29,8 @@ UTTERANCES, SECONDS, TOKENS, VOCABULARY = 16, 3.0, 16, 500
 
 def build(config: Path, experts: bool) -> SMoEModel:
     """The YAML's model without dropout, with its experts from the start or none."""
-    conf = {**SMoETask.get_default_config(), **yaml.safe_load(config.read_text())}
+    defaults = vars(SMoETask.get_parser().parse_args([]))
+    conf = {**defaults, **yaml.safe_load(config.read_text())}
     guides = GuideTable.from_mapping(conf["guides"])
     pieces = [f"piece{i}" for i in range(VOCABULARY)]
     conf["token_list"] = [BLANK, UNK, *guides.tokens, *pieces, SOS_EOS]

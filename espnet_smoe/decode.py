@@ -10,8 +10,9 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from espnet_smoe.datadir import Utterance, load_dumped, read_datadir, write_atomically
-from espnet_smoe.experts import ConfigError
+from espnet_smoe.config import ConfigError
+from espnet_smoe.datadir import Utterance, load_dumped, read_datadir
+from espnet_smoe.files import write_atomically
 from espnet_smoe.inference import Query, Speech2Text
 from espnet_smoe.progress import progress
 

@@ -16,106 +16,20 @@ from typing import Any
 
 import torch
 from espnet2.asr.decoder.transformer_decoder import BaseTransformerDecoder
-from torch.nn.functional import scaled_dot_product_attention
 
-from espnet_smoe.cache import DecoderCache, HypothesisRef, KeyValue, merge
-from espnet_smoe.experts import ConfigError, ExpertConfig, ExpertFFNBank, Route
+from espnet_smoe.cache import DecoderCache, HypothesisRef, merge
+from espnet_smoe.config import ConfigError, ExpertConfig
+from espnet_smoe.decoder_layer import SMoETransformerLayer, key_value
+from espnet_smoe.experts import ExpertFFNBank, Route
 from espnet_smoe.guide import GuideError, GuideTable
 from espnet_smoe.host import (
-    DecoderLayer,
     MultiHeadedAttention,
     PositionwiseFeedForward,
 )
 from espnet_smoe.mask import valid_mask
 from espnet_smoe.stack import ExpertStack
 
-__all__ = ["SMoETransformerDecoder", "SMoETransformerLayer"]
-
-
-class SMoETransformerLayer(DecoderLayer):
-    """The host's pre-norm decoder block with an expert bank in place of its FFN."""
-
-    def forward(
-        self,
-        tgt: torch.Tensor,
-        tgt_mask: torch.Tensor,
-        memory: torch.Tensor,
-        memory_mask: torch.Tensor,
-        route: Route,
-    ) -> torch.Tensor:
-        """One block over whole sequences (training, teacher forcing).
-
-        Args:
-            tgt: (P, U, D) float, rows in the route's order.
-            tgt_mask: (P, U, U) bool, true where attention may look.
-            memory: (P, T, D) float.
-            memory_mask: (P, 1, T) bool, true on valid frames.
-            route: which rows go to which expert.
-
-        Returns:
-            (P, U, D)
-        """
-        y = self.norm1(tgt)
-        x = tgt + self.dropout(self.self_attn(y, y, y, tgt_mask))
-        y = self.src_attn(self.norm2(x), memory, memory, memory_mask)
-        x = x + self.dropout(y)
-        return x + self.dropout(self.feed_forward(self.norm3(x), route))
-
-    def step(
-        self,
-        x: torch.Tensor,
-        past: KeyValue | None,
-        cross: KeyValue,
-        cross_mask: torch.Tensor | None,
-        route: Route,
-    ) -> tuple[torch.Tensor, KeyValue]:
-        """The block for the newest Q positions of N hypotheses (no dropout).
-
-        Args:
-            x: (N, Q, D) float.
-            past: keys and values of the L earlier positions, (N, h, L, D/h) each.
-            cross: keys and values of the memory, (P, h, T, D/h) each; N is a
-                multiple of P and the hypotheses of a row stand together.
-            cross_mask: (P, 1, 1, T) bool, true on valid frames; None = all are.
-            route: which hypotheses, in the caller's order, go to which expert.
-
-        Returns:
-            (N, Q, D), keys and values of all L + Q positions.
-        """
-        attention, y = self.self_attn, self.norm1(x)
-        key, value = _key_value(attention, y)
-        if past is not None:
-            key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
-        mask = None
-        if x.size(1) > 1:  # the prompt: a position sees itself and what came before
-            mask = x.new_ones(x.size(1), key.size(2), dtype=torch.bool)
-            mask = mask.tril(key.size(2) - x.size(1))
-        query = _heads(attention.linear_q(y), attention.h)
-        y = scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        x = x + attention.linear_out(y.transpose(1, 2).flatten(2))
-
-        # the hypotheses of a row are so many queries: its keys are not repeated
-        attention = self.src_attn
-        query = attention.linear_q(self.norm2(x)).view(len(cross[0]), -1, x.size(2))
-        y = scaled_dot_product_attention(
-            _heads(query, attention.h), *cross, attn_mask=cross_mask
-        )
-        x = x + attention.linear_out(y.transpose(1, 2).reshape(x.shape))
-        y = self.feed_forward(route.sort(self.norm3(x)), route)
-        return x + route.restore(y), (key, value)
-
-
-def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """(N, Q, D) -> (N, h, Q, D/h)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _key_value(attention: MultiHeadedAttention, x: torch.Tensor) -> KeyValue:
-    """(N, Q, D) -> keys and values, (N, h, Q, D/h) each."""
-    return (
-        _heads(attention.linear_k(x), attention.h),
-        _heads(attention.linear_v(x), attention.h),
-    )
+__all__ = ["SMoETransformerDecoder"]
 
 
 class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
@@ -162,7 +76,7 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
         config = None if experts is None else ExpertConfig.from_mapping(experts)
         if config is not None and config.ffn != "both":
             raise ConfigError(
-                f"a decoder block has one FFN; experts.ffn: {config.ffn} is for encoders"
+                f"a decoder block has one FFN, but experts.ffn is {config.ffn!r}"
             )
         table = GuideTable.from_mapping(guides)
         self.init_experts(table, config, split_after)
@@ -260,7 +174,7 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
         mask = None
         if xs_lengths is not None and bool((xs_lengths < x.size(1)).any()):
             mask = valid_mask(xs_lengths.to(x.device), x.size(1))[:, None, None, :]
-        cross = [_key_value(layer.src_attn, x) for layer in self.decoders]
+        cross = [key_value(layer.src_attn, x) for layer in self.decoders]
         return DecoderCache(cross, mask)
 
     init_state = batch_init_state
@@ -330,14 +244,14 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
         x = x + positions.pe[:, done : ys.size(1)]
         new = []
         for n, layer in enumerate(self.decoders):
-            x, key_value = layer.step(
+            x, present = layer.step(
                 x,
                 None if past is None else past[n],
                 cache.cross[n],
                 cache.cross_mask,
                 route,
             )
-            new.append(key_value)
+            new.append(present)
         logp = torch.log_softmax(self.output_layer(self.after_norm(x[:, -1])), -1)
         return logp, dataclasses.replace(cache, past=new, pending=None)
 

@@ -21,13 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from espnet_smoe.audio import MODEL_RATE, change_speed, read_audio, to_model_rate
-from espnet_smoe.datadir import (
-    Utterance,
-    fill_datadir,
-    read_datadir,
-    write_atomically,
-    write_datadir,
-)
+from espnet_smoe.datadir import Utterance, fill_datadir, read_datadir, write_datadir
+from espnet_smoe.files import write_atomically
 from espnet_smoe.progress import progress
 
 __all__ = ["DumpError", "dump", "filter_by_length", "perturb_speed"]

@@ -16,12 +16,8 @@ from typing import Any
 import torch
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
 
-from espnet_smoe.experts import (
-    ConfigError,
-    ExpertConfig,
-    ExpertFFNBank,
-    Route,
-)
+from espnet_smoe.config import ConfigError, ExpertConfig
+from espnet_smoe.experts import ExpertFFNBank, Route
 from espnet_smoe.guide import GuideTable
 from espnet_smoe.host import (
     Conv2dSubsampling,

@@ -6,86 +6,14 @@ which a stack trains as one FFN before its experts part ways, is ours.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from espnet_smoe.guide import ExpertMap, GuideTable
+from espnet_smoe.config import ConfigError
 
-__all__ = ["ConfigError", "ExpertConfig", "ExpertFFNBank", "ExpertSplit", "Route"]
-
-
-class ConfigError(ValueError):
-    """A configuration value is unknown, missing or out of range."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpertConfig:
-    """Where experts sit in a stack and which guides pick them (YAML ``experts``)."""
-
-    axis: str | Sequence[str]
-    """Axis that routes the stack; a list routes by every combination."""
-
-    map: Mapping[str, int] | None = None
-    """Guide -> expert id, for guides that share an expert; default one each."""
-
-    blocks: Sequence[int] | None = None
-    """Blocks with experts, from 0; the others keep one FFN. Default all."""
-
-    ffn: str = "both"
-    """FFNs of a Conformer block that get experts: ``macaron``, ``final``, ``both``.
-    A Transformer decoder block has one FFN and ignores it only as ``both``."""
-
-    split_at: float = 0.0
-    """Fraction of the training batches in [0, 1) that all utterances spend on the
-    first expert; then the others become copies of it and routing begins."""
-
-    def __post_init__(self) -> None:
-        if self.ffn not in ("macaron", "final", "both"):
-            raise ConfigError(
-                f"experts.ffn must be macaron, final or both, got {self.ffn!r}"
-            )
-        if not 0.0 <= self.split_at < 1.0:
-            raise ConfigError(
-                f"experts.split_at must lie in [0, 1), got {self.split_at}"
-            )
-
-    @classmethod
-    def from_mapping(cls, conf: Mapping[str, Any]) -> ExpertConfig:
-        """Build from YAML.
-
-        Raises:
-            ConfigError: a key that is not known (lists the known ones) or ``axis``
-                missing.
-        """
-        known = [f.name for f in dataclasses.fields(cls)]
-        if unknown := sorted(set(conf) - set(known)):
-            raise ConfigError(f"unknown experts keys {unknown}; known: {known}")
-        if "axis" not in conf:
-            raise ConfigError(f"experts needs the key 'axis', got {dict(conf)}")
-        return cls(**conf)
-
-    def expert_map(self, guides: GuideTable) -> ExpertMap:
-        """Guides of the routing axes -> expert ids."""
-        axes = [self.axis] if isinstance(self.axis, str) else list(self.axis)
-        return ExpertMap.build(guides, axes, self.map)
-
-    def has_experts(self, block: int, num_blocks: int) -> bool:
-        """Whether block number ``block`` of ``num_blocks`` gets experts.
-
-        Raises:
-            ConfigError: ``blocks`` names a block that the stack does not have.
-        """
-        if self.blocks is None:
-            return True
-        if bad := [b for b in self.blocks if not 0 <= b < num_blocks]:
-            raise ConfigError(
-                f"experts.blocks {bad} lie outside the stack's 0..{num_blocks - 1}"
-            )
-        return block in self.blocks
+__all__ = ["ExpertFFNBank", "ExpertSplit", "Route"]
 
 
 @dataclass(frozen=True)
@@ -221,11 +149,10 @@ class ExpertSplit(torch.nn.Module):
         if batches < 0:
             raise ConfigError(f"batches must be >= 0, got {batches}")
         self.scheduled = batches > 0
+        # whether experts other than the first lag behind it: not so once loaded
+        self.stale = self.scheduled
+        self.register_load_state_dict_post_hook(_forget_stale)
         self.register_buffer("batches_left", torch.tensor(batches and batches + 1))
-
-    def tied(self) -> bool:
-        """Whether the experts are still one. Reads the device if a split is set."""
-        return self.scheduled and int(self.batches_left) > 0
 
     def train_batch(self, banks: Iterable[ExpertFFNBank]) -> bool:
         """Count one training batch; part the experts when the time has come.
@@ -238,12 +165,18 @@ class ExpertSplit(torch.nn.Module):
             return False
         self.batches_left.fill_(left)
         if left == 0:
-            for bank in banks:
-                bank.copy_first()
+            self.complete(banks)
+        else:
+            self.stale = True
         return left > 0
 
     def complete(self, banks: Iterable[ExpertFFNBank]) -> None:
-        """Bring idle experts up to date while tied."""
-        if self.tied():
+        """Bring experts that lag behind the first up to date."""
+        if self.stale:
             for bank in banks:
                 bank.copy_first()
+        self.stale = False
+
+
+def _forget_stale(split: ExpertSplit, *_: object) -> None:
+    split.stale = False

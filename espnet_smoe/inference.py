@@ -18,12 +18,11 @@ from espnet_smoe.audio import (
     read_audio,
     to_model_rate,
 )
-from espnet_smoe.experts import ConfigError
+from espnet_smoe.checkpoint import load_model
+from espnet_smoe.config import ConfigError
 from espnet_smoe.guide import BANDWIDTH, TASK
 from espnet_smoe.host import Hypothesis
-from espnet_smoe.model import SMoEModel
 from espnet_smoe.search import RowSearch, SearchConfig
-from espnet_smoe.task import SMoETask
 from espnet_smoe.tokens import BpeTokenizer
 
 __all__ = ["Query", "Result", "Speech2Text"]
@@ -94,7 +93,7 @@ class Speech2Text:
             batch_size=batch_size,
         )
         self.device = device
-        self.model, bpemodel = _load(Path(asr_train_config), Path(asr_model_file))
+        self.model, bpemodel = load_model(Path(asr_train_config), Path(asr_model_file))
         self.model.to(device).eval()
         self.batch_size = config.batch_size
         self._search = RowSearch(self.model, config)
@@ -339,26 +338,3 @@ def _from_array(speech: np.ndarray | torch.Tensor) -> np.ndarray:
     samples = samples.astype(np.float32)
     check_samples(samples, "the array")
     return samples
-
-
-def _load(config: Path, checkpoint: Path) -> tuple[SMoEModel, Path]:
-    for path, what in ((config, "config"), (checkpoint, "checkpoint")):
-        if not path.is_file():
-            raise ConfigError(f"{what} {path} is missing; stage 11 makes it")
-    model, args = SMoETask.build_model_from_file(config)
-    # the host loads with strict=False: another model's file would pass in silence
-    from espnet2.torch_utils.safe_torch_load import safe_torch_load
-
-    state = safe_torch_load(checkpoint, map_location="cpu")
-    own = model.state_dict()
-    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if missing or extra or shapes:
-        raise ConfigError(
-            f"{checkpoint} is of another model than {config}: {len(missing)} tensors "
-            f"missing {missing[:3]}, {len(extra)} unknown {extra[:3]}, "
-            f"{len(shapes)} of another shape {shapes[:3]}"
-        )
-    model.load_state_dict(state)
-    beside = config.parent / "bpe.model"
-    return model, beside if beside.is_file() else Path(args.bpemodel)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from espnet2.asr.ctc import CTC
@@ -25,30 +24,14 @@ from espnet2.asr.specaug.abs_specaug import AbsSpecAug
 from espnet2.layers.abs_normalize import AbsNormalize
 from espnet2.torch_utils.device_funcs import force_gatherable
 
+from espnet_smoe.config import ConfigError
 from espnet_smoe.decoder import SMoETransformerDecoder
 from espnet_smoe.encoder import SMoEConformerEncoder
-from espnet_smoe.experts import ConfigError
-from espnet_smoe.guide import TASK, GuideTable
+from espnet_smoe.guide import TASK, GuideError, GuideTable
 from espnet_smoe.mask import valid_mask
+from espnet_smoe.rows import IGNORE, Rows, add_prompt, smoothed_cross_entropy
 
-__all__ = ["Rows", "SMoEModel"]
-
-IGNORE = -1  # the host's padding of token ids
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The (utterance, task) pairs of a batch, grouped by task.
-
-    Args:
-        utterances: (P,) int64 on CPU, utterance of each row.
-        tasks: (P,) int64 on CPU, guide id on the task axis.
-        prompts: (P, A) int64 on CPU, guiding tokens of each row.
-    """
-
-    utterances: torch.Tensor
-    tasks: torch.Tensor
-    prompts: torch.Tensor
+__all__ = ["SMoEModel"]
 
 
 class SMoEModel(ESPnetASRModel):
@@ -142,8 +125,9 @@ class SMoEModel(ESPnetASRModel):
             (B, T, D) and (B,) int64 frames.
 
         Raises:
-            ValueError: a guide id is unknown.
+            GuideError: a guide id is unknown; lists the known ones.
         """
+        self._check_guide_ids(guide_ids)
         expert_ids = self.encoder.expert_ids_of(guide_ids)
         valid = valid_mask(speech_lengths, speech.size(1))
         speech = speech.masked_fill(~valid, 0.0)
@@ -158,6 +142,15 @@ class SMoEModel(ESPnetASRModel):
             feats, lengths = self.normalize(feats, lengths)
         encoded, lengths, _ = self.encoder(feats, lengths, expert_ids)
         return encoded, lengths
+
+    def _check_guide_ids(self, guide_ids: Mapping[str, torch.Tensor]) -> None:
+        for axis in self.guides.utterance_axes:
+            ids = guide_ids[axis.name]
+            if bad := sorted(
+                {i for i in ids.tolist() if not 0 <= i < len(axis.guides)}
+            ):
+                known = ", ".join(f"{i} {g}" for i, g in enumerate(axis.guides))
+                raise GuideError(f"unknown {axis.name} ids {bad}; known: {known}")
 
     def collect_feats(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor, **_: torch.Tensor
@@ -282,7 +275,7 @@ class SMoEModel(ESPnetASRModel):
         ]
         text = torch.stack(padded)[tasks, utterances]
         text_lengths = lengths[tasks, utterances]
-        ys_in, ys_out = self.add_prompt(text, text_lengths, rows.prompts)
+        ys_in, ys_out = add_prompt(text, text_lengths, rows.prompts, self.sos, self.eos)
         logits, _ = self.decoder(
             encoded[utterances],
             frames[utterances],
@@ -290,61 +283,7 @@ class SMoEModel(ESPnetASRModel):
             text_lengths + rows.prompts.size(1) + 1,
             rows.prompts,
         )
-        losses = self.smoothed_cross_entropy(logits, ys_out)
+        losses = smoothed_cross_entropy(logits, ys_out, self.lsm_weight)
         valid = ys_out != IGNORE
         correct = ((logits.argmax(-1) == ys_out) & valid).sum(1)
         return losses, correct, valid.sum(1)
-
-    def add_prompt(
-        self, text: torch.Tensor, lengths: torch.Tensor, prompts: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decoder input and target: the prompt is read, never predicted.
-
-        Args:
-            text: (P, U) int64, padded with -1.
-            lengths: (P,) int64, tokens.
-            prompts: (P, A) int64.
-
-        Returns:
-            ``<sos> <prompt> text`` padded with ``<eos>``, (P, 1 + A + U), and its
-            target ``-1 ... text <eos>``, padded with -1, of the same shape.
-        """
-        num_rows, num_axes = prompts.shape
-        start = text.new_full((num_rows, 1), self.sos)
-        prompts = prompts.to(text.device)
-        body = text.masked_fill(text == IGNORE, self.eos)
-        blank = text.new_full((num_rows, num_axes), IGNORE)
-        end = text.new_full((num_rows, 1), IGNORE)
-        ys_out = torch.cat([blank, text, end], dim=1)
-        ys_out.scatter_(1, (num_axes + lengths)[:, None], self.eos)
-        return torch.cat([start, prompts, body], dim=1), ys_out
-
-    def smoothed_cross_entropy(
-        self, logits: torch.Tensor, target: torch.Tensor
-    ) -> torch.Tensor:
-        """Sum over a row's tokens of the KL divergence to the smoothed target.
-
-        The host's ``LabelSmoothingLoss`` per row: the true token has 1 - w, each
-        other token w / (V - 1).
-
-        Args:
-            logits: (P, U, V) float.
-            target: (P, U) int64, -1 where nothing is to be learnt.
-
-        Returns:
-            (P,)
-        """
-        weight, vocab = self.lsm_weight, logits.size(-1)
-        # torch spreads its weight over all V tokens, the true one included
-        losses = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2).float(),
-            target,
-            ignore_index=IGNORE,
-            reduction="none",
-            label_smoothing=weight * vocab / (vocab - 1),
-        )
-        entropy = 0.0
-        if weight > 0.0:
-            entropy = -(1 - weight) * math.log(1 - weight)
-            entropy -= weight * math.log(weight / (vocab - 1))
-        return (losses - entropy * (target != IGNORE)).sum(1)

@@ -10,7 +10,8 @@ import numpy as np
 from espnet2.text.token_id_converter import TokenIDConverter
 from espnet2.train.preprocessor import AbsPreprocessor
 
-from espnet_smoe.datadir import Utterance, write_table
+from espnet_smoe.datadir import Utterance
+from espnet_smoe.files import write_table
 from espnet_smoe.guide import GuideError, GuideTable
 from espnet_smoe.tokens import BpeTokenizer
 

@@ -6,18 +6,15 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 __all__ = ["progress"]
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 _LOG_EVERY = 10.0  # s
 
 
-def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+def progress[T](items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Yield ``items``; show per cent and time left on standard error.
 
     On a terminal a bar (tqdm); in a log file a line every ten seconds, since a bar

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from espnet_smoe.experts import ConfigError
+from espnet_smoe.config import ConfigError, check_keys
 from espnet_smoe.host import (
     BatchBeamSearch,
     BatchScorerInterface,
@@ -23,7 +23,8 @@ from espnet_smoe.host import (
     Hypothesis,
     LengthBonus,
 )
-from espnet_smoe.model import Rows, SMoEModel
+from espnet_smoe.model import SMoEModel
+from espnet_smoe.rows import Rows
 
 __all__ = ["RowSearch", "SMoEBeamSearch", "SearchConfig", "TokenMask"]
 
@@ -72,9 +73,8 @@ class SearchConfig:
         Raises:
             ConfigError: a key that is not known; lists the known ones.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
-        if unknown := sorted(set(conf) - set(known)):
-            raise ConfigError(f"unknown decoding keys {unknown}; known: {known}")
+        names = [f.name for f in dataclasses.fields(cls)]
+        check_keys("the decoding config", conf, names)
         return cls(**conf)
 
     @classmethod
@@ -86,7 +86,11 @@ class SearchConfig:
         """
         if not Path(path).is_file():
             raise ConfigError(f"decoding config {path} is missing")
-        conf = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        try:
+            conf = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{path} is no YAML: {reason}") from None
         if not isinstance(conf or {}, Mapping):
             raise ConfigError(f"{path} must map option names to values, got {conf!r}")
         return cls.from_mapping(conf or {})

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from espnet_smoe.experts import ExpertConfig, ExpertFFNBank, ExpertSplit, Route
+from espnet_smoe.config import ExpertConfig
+from espnet_smoe.experts import ExpertFFNBank, ExpertSplit, Route
 from espnet_smoe.guide import ExpertMap, GuideTable
 
 __all__ = ["ExpertStack"]

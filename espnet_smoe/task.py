@@ -10,7 +10,7 @@ import argparse
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import espnet2.tasks.asr as host_asr
 import numpy as np
@@ -28,9 +28,9 @@ from espnet2.utils.types import str_or_none
 
 import espnet_smoe
 from espnet_smoe.audio import MODEL_RATE
+from espnet_smoe.config import ConfigError, ExpertConfig, check_keys
 from espnet_smoe.decoder import SMoETransformerDecoder
 from espnet_smoe.encoder import SMoEConformerEncoder
-from espnet_smoe.experts import ConfigError, ExpertConfig
 from espnet_smoe.guide import GuideTable
 from espnet_smoe.host import register
 from espnet_smoe.model import SMoEModel
@@ -68,17 +68,14 @@ _BUILT = {
 }  # fmt: skip
 
 
-def check_keys(name: str, conf: Mapping[str, Any], cls: type) -> None:
+def check_conf(name: str, conf: Mapping[str, Any], cls: type) -> None:
     """Refuse a key of ``<name>_conf`` that ``cls`` does not take.
 
     Raises:
         ConfigError: lists the unknown and the known keys.
     """
     known = set(inspect.signature(cls).parameters) - _BUILT
-    if unknown := sorted(set(conf) - known):
-        raise ConfigError(
-            f"unknown keys {unknown} in {name}_conf; known: {sorted(known)}"
-        )
+    check_keys(f"{name}_conf", conf, sorted(known))
 
 
 def split_batches(args: argparse.Namespace, conf: Mapping[str, Any]) -> int:
@@ -108,7 +105,7 @@ class SMoETask(host_asr.ASRTask):
     """ASR and ST by one S-MoE model."""
 
     trainer = SMoETrainer
-    class_choices_list = [
+    class_choices_list: ClassVar = [
         host_asr.specaug_choices,
         host_asr.normalize_choices,
         model_choices,
@@ -164,6 +161,12 @@ class SMoETask(host_asr.ASRTask):
         parser.set_defaults(allow_variable_data_keys=True, num_att_plot=0)
 
     @classmethod
+    def option_names(cls) -> list[str]:
+        """Names of all options, the host's included, as YAML spells them."""
+        # the host's get_default_config would read this process's command line
+        return sorted(vars(cls.get_parser().parse_args([])))
+
+    @classmethod
     def build_preprocess_fn(
         cls, args: argparse.Namespace, train: bool
     ) -> Callable[[str, dict[str, Any]], dict[str, np.ndarray]]:
@@ -202,7 +205,7 @@ class SMoETask(host_asr.ASRTask):
             "ctc": CTC,
         }
         for name, kind in classes.items():
-            check_keys(name, getattr(args, f"{name}_conf"), kind)
+            check_conf(name, getattr(args, f"{name}_conf"), kind)
 
         frontend = _build_frontend(args.frontend_conf)
         encoder = classes["encoder"](
@@ -221,12 +224,12 @@ class SMoETask(host_asr.ASRTask):
         )
         specaug = None
         if args.specaug is not None:
-            check_keys("specaug", args.specaug_conf, SpecAug)
+            check_conf("specaug", args.specaug_conf, SpecAug)
             specaug = SpecAug(**args.specaug_conf)
         normalize = None
         if args.normalize is not None:
             normalize_class = host_asr.normalize_choices.get_class(args.normalize)
-            check_keys("normalize", args.normalize_conf, normalize_class)
+            check_conf("normalize", args.normalize_conf, normalize_class)
             normalize = normalize_class(**args.normalize_conf)
         model = classes["model"](
             vocab_size=len(tokens),

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from espnet_smoe.datadir import read_datadir, write_atomically
+from espnet_smoe.datadir import read_datadir
+from espnet_smoe.files import write_atomically
 from espnet_smoe.guide import GuideError, GuideTable
 
 __all__ = [
@@ -102,6 +103,8 @@ def train_tokens(train_dir: Path, guides: GuideTable, nbpe: int, out_dir: Path) 
         TokenError: too little text for ``nbpe``, or a reference holds a guiding token.
         DataDirError: the data directory is broken.
     """
+    if not Path(train_dir).is_dir():
+        raise TokenError(f"{train_dir} is missing; run stage 4 first")
     texts = [
         utt.texts[task]
         for utt in read_datadir(train_dir)

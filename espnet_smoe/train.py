@@ -10,7 +10,9 @@ from pathlib import Path
 
 import yaml
 
-from espnet_smoe.datadir import DataDirError, read_datadir, write_atomically
+from espnet_smoe.config import check_keys
+from espnet_smoe.datadir import read_datadir
+from espnet_smoe.files import DataDirError, write_atomically
 from espnet_smoe.guide import GuideTable, read_guides
 from espnet_smoe.preprocess import write_targets
 
@@ -44,7 +46,7 @@ def collect_stats(
         command = _common_options(
             config, train_dir, valid_dir, token_dir, folder, folder, guides
         )
-        _run_host([*command, "--collect_stats", "true", *host_options])
+        _run_host(config, [*command, "--collect_stats", "true", *host_options])
 
 
 def train(
@@ -78,7 +80,7 @@ def train(
     if (yaml.safe_load(config.read_text()) or {}).get("normalize") == "global_mvn":
         stats = stats_dir / "train" / "feats_stats.npz"
         command += ["--normalize_conf", f"stats_file={stats}"]
-    _run_host([*command, *host_options])
+    _run_host(config, [*command, *host_options])
 
 
 def _common_options(
@@ -127,8 +129,11 @@ def _common_options(
     return options
 
 
-def _run_host(command: Sequence[str]) -> None:
+def _run_host(config: Path, command: Sequence[str]) -> None:
     from espnet_smoe.task import SMoETask
 
+    # the host answers an unknown key with its whole usage text
+    conf = yaml.safe_load(config.read_text(encoding="utf-8"))
+    check_keys(str(config), conf, SMoETask.option_names())
     logger.info("host options: %s", " ".join(command))
     SMoETask.main(cmd=list(command))

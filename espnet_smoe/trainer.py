@@ -20,7 +20,7 @@ from espnet2.torch_utils.safe_torch_load import safe_torch_load
 from espnet2.train.reporter import SubReporter
 from espnet2.train.trainer import Trainer
 
-from espnet_smoe.experts import ConfigError
+from espnet_smoe.config import ConfigError
 
 __all__ = ["BACKUP", "SMoETrainer"]
 

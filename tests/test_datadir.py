@@ -6,15 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from espnet_smoe.datadir import (
-    DataDirError,
-    Utterance,
-    read_datadir,
-    read_table,
-    write_atomically,
-    write_datadir,
-    write_table,
-)
+from espnet_smoe.datadir import Utterance, read_datadir, write_datadir
+from espnet_smoe.files import DataDirError, read_table, write_atomically, write_table
 
 
 def utterance(name="a", **changes):

@@ -238,7 +238,7 @@ def test_bad_decoding_key_is_refused_in_one_line(
     conf = tmp_path / "decode.yaml"
     conf.write_text("beam: 3\n")
     line = refusal(command(experiment, conf, tmp_path / "out"), capsys)
-    assert "unknown decoding keys ['beam']; known: ['beam_size'" in line
+    assert "unknown keys ['beam'] in the decoding config; known: ['batch_size'" in line
 
 
 def test_broken_audio_is_refused_by_name_and_leaves_the_old_result(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
 
-from espnet_smoe.experts import ConfigError
+from espnet_smoe.config import ConfigError
 from espnet_smoe.guide import GuideError
 from espnet_smoe.mask import valid_mask
 

@@ -12,8 +12,9 @@ import soundfile
 from espnet_smoe import dump as stages
 from espnet_smoe.audio import change_speed, read_audio, to_model_rate
 from espnet_smoe.bin import smoe_dump, smoe_filter, smoe_perturb_speed
-from espnet_smoe.datadir import Utterance, read_datadir, read_table, write_datadir
+from espnet_smoe.datadir import Utterance, read_datadir, write_datadir
 from espnet_smoe.dump import DumpError, dump, filter_by_length, perturb_speed
+from espnet_smoe.files import read_table
 
 RATES = {"a": 8000, "b": 16_000, "c": 44_100, "d": 48_000}
 

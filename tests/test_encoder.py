@@ -6,8 +6,8 @@ import pytest
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
+from espnet_smoe.config import ConfigError
 from espnet_smoe.encoder import SMoEConformerEncoder
-from espnet_smoe.experts import ConfigError
 from espnet_smoe.guide import GuideError
 
 LENGTHS = torch.tensor([41, 60, 23, 37, 52])
@@ -180,7 +180,7 @@ def test_yaml_says_which_ffns_get_experts(experts, final, macaron):
         ({"experts": {"axis": "colour"}}, GuideError, "unknown axis 'colour'; known"),
         ({"experts": {"axis": "bandwidth", "blocks": [2]}}, ConfigError, "outside"),
         ({"experts": {"axis": "bandwidth", "map": {"nb": 0}}}, GuideError, "each of"),
-        ({"experts": {"gate": "learned"}}, ConfigError, "unknown experts keys"),
+        ({"experts": {"gate": "learned"}}, ConfigError, "in experts"),
         ({"positionwise_layer_type": "conv1d"}, ConfigError, "in encoder_conf"),
     ],
 )

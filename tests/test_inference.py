@@ -14,7 +14,7 @@ import torch
 from espnet_smoe import Speech2Text
 from espnet_smoe.audio import AudioError, to_model_rate
 from espnet_smoe.bin import smoe_pack
-from espnet_smoe.experts import ConfigError
+from espnet_smoe.config import ConfigError
 from espnet_smoe.guide import GuideError
 from espnet_smoe.task import SMoETask
 
@@ -290,7 +290,9 @@ def test_folder_is_loaded_with_the_decoding_config_beside_it(
     loaded = Speech2Text.from_pretrained(exp, inference_config=other)
     assert len(loaded(noise(0.6, 16000), fs=16000)) == 1
     other.write_text("beam: 3\n")
-    with pytest.raises(ConfigError, match=r"unknown decoding keys \['beam'\]; known"):
+    with pytest.raises(
+        ConfigError, match=r"unknown keys \['beam'\] in the decoding config; known"
+    ):
         Speech2Text.from_pretrained(exp, inference_config=other)
 
 

@@ -11,8 +11,9 @@ from espnet2.legacy.nets.pytorch_backend.transformer.label_smoothing_loss import
     LabelSmoothingLoss,
 )
 
-from espnet_smoe.experts import ConfigError
+from espnet_smoe.config import ConfigError
 from espnet_smoe.guide import GuideError
+from espnet_smoe.rows import add_prompt, smoothed_cross_entropy
 
 ONLY_ASR = [("wb", ("asr",)), ("nb", ("asr",)), ("nb", ("asr",))]
 ONLY_ST = [("nb", ("st_de",)), ("wb", ("st_es", "st_de"))]
@@ -128,7 +129,7 @@ def test_p1_the_smoothed_loss_is_the_hosts(smoothing):
     logits = torch.randn(3, 6, model.vocab_size) * 3
     target = torch.randint(0, model.vocab_size, (3, 6))
     target[0, :2] = target[1, 4:] = target[2] = -1
-    got = model.smoothed_cross_entropy(logits, target)
+    got = smoothed_cross_entropy(logits, target, smoothing)
     host = LabelSmoothingLoss(model.vocab_size, -1, smoothing)
     want = [host(x[None], y[None]) for x, y in zip(logits, target, strict=True)]
     torch.testing.assert_close(got, torch.stack(want), atol=1e-5, rtol=1e-5)
@@ -138,8 +139,8 @@ def test_the_prompt_is_read_and_never_predicted():
     model = dummies.build()
     eos = model.eos
     text = torch.tensor([[11, 12, 13], [14, -1, -1]])
-    ys_in, ys_out = model.add_prompt(
-        text, torch.tensor([3, 1]), torch.tensor([[2, 4], [3, 5]])
+    ys_in, ys_out = add_prompt(
+        text, torch.tensor([3, 1]), torch.tensor([[2, 4], [3, 5]]), eos, eos
     )
     assert ys_in.tolist() == [[eos, 2, 4, 11, 12, 13], [eos, 3, 5, 14, eos, eos]]
     assert ys_out.tolist() == [[-1, -1, 11, 12, 13, eos], [-1, -1, 14, eos, -1, -1]]

@@ -160,7 +160,8 @@ def test_an_upload_that_cannot_work_says_why_in_one_sentence(
         make(packed)
     assert smoe_upload.main(["--packed", str(packed), "--hf_repo", repo]) == 1
     error = capsys.readouterr().err.splitlines()
-    assert error[-1].startswith("smoe_upload: ") and message in error[-1]
+    assert error[-1].startswith("smoe_upload: ")
+    assert message in error[-1]
 
 
 def test_an_upload_without_network_says_so_in_one_sentence(

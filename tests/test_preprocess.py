@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from espnet_smoe.datadir import Utterance, read_table
+from espnet_smoe.datadir import Utterance
+from espnet_smoe.files import read_table
 from espnet_smoe.guide import GuideError, GuideTable
 from espnet_smoe.preprocess import SMoEPreprocessor, write_targets
 

@@ -78,7 +78,8 @@ def test_report_files_are_complete_and_no_temporary_file_stays(tmp_path, rows):
     content = json.loads((tmp_path / "scores.json").read_text("utf-8"))
     assert [Row(**r) for r in content["rows"]] == rows
     png = (tmp_path / "scores.png").read_bytes()
-    assert png.startswith(b"\x89PNG") and png.rstrip(b"\0").endswith(b"IEND\xaeB`\x82")
+    assert png.startswith(b"\x89PNG")
+    assert png.rstrip(b"\0").endswith(b"IEND\xaeB`\x82")
 
 
 def test_a_failed_chart_leaves_the_old_scores_and_no_temporary_file(

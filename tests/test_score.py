@@ -281,7 +281,8 @@ def test_texts_that_do_not_pair_are_refused_with_ids_and_file(
     assert run_main(decoded) == 1
     captured = capsys.readouterr()
     line = captured.err.splitlines()[-1]
-    assert line.startswith("smoe_score: ") and message in line
+    assert line.startswith("smoe_score: ")
+    assert message in line
     assert str(decoded / "exp/decode/test/text.asr") in line
     assert not list((decoded / "exp/decode").glob("scores*"))
 

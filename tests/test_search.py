@@ -5,14 +5,14 @@ import dummies
 import pytest
 import torch
 
-from espnet_smoe.experts import ConfigError
+from espnet_smoe.config import ConfigError
 from espnet_smoe.host import (
     BatchBeamSearch,
     BatchScorerInterface,
     CTCPrefixScorer,
     LengthBonus,
 )
-from espnet_smoe.model import Rows
+from espnet_smoe.rows import Rows
 from espnet_smoe.search import RowSearch, SearchConfig, TokenMask
 
 TASKS = dummies.GUIDES["task"]
@@ -271,7 +271,7 @@ def test_no_special_token_is_ever_emitted_however_probable(ctc_weight):
             assert float(hyp.score) > -1e4
 
 
-def test_only_the_decoders_step_reads_the_caches_of_an_ended_hypothesis():
+def test_an_ended_hypothesis_lets_go_of_its_caches():
     model, data, encoded, frames = setup()
     config = SearchConfig(beam_size=2, maxlenratio=-3)
     for nbest in RowSearch(model, config)(encoded, frames, rows_of(model, data, PAIRS)):
@@ -291,7 +291,7 @@ def test_the_mask_is_minus_infinity_on_banned_tokens_and_zero_elsewhere():
 @pytest.mark.parametrize(
     "conf, message",
     [
-        ({"beam": 5}, r"unknown decoding keys \['beam'\]; known: .*beam_size"),
+        ({"beam": 5}, r"unknown keys \['beam'\] in .*; known: .*beam_size"),
         ({"ctc_weight": 1.0}, r"ctc_weight must lie in \[0, 1\), got 1.0"),
         ({"beam_size": 0}, "beam_size must be >= 1, got 0"),
         ({"nbest": 0}, "nbest must be >= 1, got 0"),

@@ -10,9 +10,9 @@ import yaml
 from espnet2.tasks import asr as host_asr
 from espnet2.train.trainer import Trainer
 
+from espnet_smoe.config import ConfigError
 from espnet_smoe.decoder import SMoETransformerDecoder
 from espnet_smoe.encoder import SMoEConformerEncoder
-from espnet_smoe.experts import ConfigError
 from espnet_smoe.guide import GuideError
 from espnet_smoe.model import SMoEModel
 from espnet_smoe.task import SMoETask, split_batches
@@ -90,7 +90,7 @@ def test_config_yaml_rebuilds_the_model_without_other_files(
         ("--frontend_conf=mels=3", r"unknown keys \['mels'\] in frontend_conf.*n_mels"),
         ("--ctc_conf=weight=3", r"unknown keys \['weight'\] in ctc_conf; known"),
         ("--normalize_conf=mean=3", r"unknown keys \['mean'\] in normalize_conf; kno"),
-        ("--encoder_conf=experts={route: a}", r"unknown experts keys \['route'\]"),
+        ("--encoder_conf=experts={route: a}", r"unknown keys \['route'\] in experts"),
         ("--encoder_conf=experts={axis: room}", r"unknown axis 'room'; known: bandw"),
         ("--encoder_conf=experts={axis: task}", "cannot be routed by 'task'"),
         ("--frontend_conf=fs=8000", "fs must be 16000 Hz, got 8000"),

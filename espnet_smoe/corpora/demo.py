@@ -26,7 +26,8 @@ import numpy as np
 from espnet_smoe.audio import MODEL_RATE, NARROWBAND_RATE
 from espnet_smoe.corpora.demo_plan import SPLITS, Reading, plan
 from espnet_smoe.corpora.demo_speech import Engine, SpeechError
-from espnet_smoe.datadir import Utterance, write_atomically, write_datadir
+from espnet_smoe.datadir import Utterance, write_datadir
+from espnet_smoe.files import write_atomically
 from espnet_smoe.guide import BANDWIDTH, TASK, GuideTable
 from espnet_smoe.progress import progress
 from espnet_smoe.telephone import (

@@ -33,7 +33,8 @@ from espnet_smoe.corpora.manifest_lines import (
     nonblank_lines,
     parse_line,
 )
-from espnet_smoe.datadir import DataDirError, Utterance, write_datadir
+from espnet_smoe.datadir import Utterance, write_datadir
+from espnet_smoe.files import DataDirError
 from espnet_smoe.guide import BANDWIDTH, GuideTable
 from espnet_smoe.progress import progress
 

@@ -1,0 +1,49 @@
+"""Checkpoint files: strict loading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from espnet2.torch_utils.safe_torch_load import safe_torch_load
+
+from espnet_smoe.config import ConfigError
+from espnet_smoe.model import SMoEModel
+from espnet_smoe.task import SMoETask
+
+__all__ = ["load_model"]
+
+
+def load_model(config: Path, checkpoint: Path) -> tuple[SMoEModel, Path]:
+    """Build a trained model.
+
+    The host loads with ``strict=False``, so that another model's file would pass in
+    silence; here every tensor must fit.
+
+    Args:
+        config: ``config.yaml`` of the experiment.
+        checkpoint: a model file of it.
+
+    Returns:
+        The model on the CPU, and the path of its sentencepiece model: the one beside
+        the config if there, for folders that were moved.
+
+    Raises:
+        ConfigError: a file is missing, or the checkpoint is of another model (names
+            the first tensors that differ).
+    """
+    for path, what in ((config, "config"), (checkpoint, "checkpoint")):
+        if not path.is_file():
+            raise ConfigError(f"{what} {path} is missing; stage 11 makes it")
+    model, args = SMoETask.build_model_from_file(config)
+    state, own = safe_torch_load(checkpoint, map_location="cpu"), model.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or extra or shapes:
+        raise ConfigError(
+            f"{checkpoint} is of another model than {config}: {len(missing)} tensors "
+            f"missing {missing[:3]}, {len(extra)} unknown {extra[:3]}, "
+            f"{len(shapes)} of another shape {shapes[:3]}"
+        )
+    model.load_state_dict(state)
+    beside = config.parent / "bpe.model"
+    return model, beside if beside.is_file() else Path(args.bpemodel)
