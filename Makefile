@@ -33,7 +33,7 @@ test-slow: install ## the slow tests alone
 test-all: install ## every test
 	$(RUN) -m pytest
 
-bench: install ## benchmarks against stock ESPnet
+bench: install ## benchmarks against the hard-sharing twin
 	@set -e; for bench in benchmarks/bench_*.py; do \
 		if [ ! -f "$$bench" ]; then echo "make bench: no benchmarks/bench_*.py" >&2; exit 1; fi; \
 		echo "== $$bench"; $(RUN) "$$bench"; \

@@ -8,13 +8,14 @@ encodes, so both see the same numbers. Telephone effects: ``espnet_smoe.telephon
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from espnet_smoe.container import refusal
 
 __all__ = [
     "MODEL_RATE",
@@ -35,16 +36,7 @@ NARROWBAND_RATE = 8_000  # Hz
 
 _FULL_SCALE = 1 << 15  # of 16-bit samples
 _SPEEDS = (0.5, 2.0)  # factors that still sound like speech
-
-# Sizes in libsndfile's account of the header that cover the samples
-_SIZE_FIELD = re.compile(
-    r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)",
-    re.MULTILINE,
-)
-# Writers that cannot seek back put such a size where they do not know it
-_UNKNOWN_SIZE = 0x7FFF_0000
-_SPHERE_HEADER = 1024  # bytes
-_OGG_PAGE = 65_307  # bytes, the longest page of RFC 3533
+_SKIP_BLOCK = 1 << 16  # samples
 
 
 class AudioError(ValueError):
@@ -86,7 +78,7 @@ def read_audio(
     """Read one channel of an audio file, or a part of it.
 
     Args:
-        path: any file libsndfile reads.
+        path: AIFF, AU, FLAC, MP3, NIST SPHERE, Ogg (Opus, Vorbis), W64 or WAV.
         segment: (start, end), seconds; only this part is read. None = all.
         channel: from 0; needed where the file has several.
 
@@ -102,7 +94,7 @@ def read_audio(
         column = _column(path, file.channels, channel)
         start, stop = _span(path, file.frames, rate, segment)
         try:
-            file.seek(start)
+            _skip(file, start)
             samples = file.read(stop - start, dtype="float32", always_2d=True)
         except RuntimeError as error:
             raise AudioError(f"{path}: truncated or damaged: {error}") from None
@@ -225,38 +217,25 @@ def _opened(path: Path | str) -> Iterator:
         reason = _reason(error)
         raise AudioError(f"{path}: cannot be read as audio: {reason}") from None
     with file:
-        if _ends_early(path, file):
-            raise AudioError(f"{path}: truncated: ends at sample {file.frames}")
+        if reason := refusal(path, file):
+            raise AudioError(f"{path}: {reason}")
         if not file.frames:
             raise AudioError(f"{path}: audio has zero length")
         _check_rate(file.samplerate, str(path))
         yield file
 
 
-def _ends_early(path: Path, file) -> bool:
-    """Whether bytes are missing that libsndfile silently does without."""
-    for declared, found in _SIZE_FIELD.findall(file.extra_info):
-        if int(found) < int(declared) < _UNKNOWN_SIZE:
-            return True
-    with path.open("rb") as raw:
-        if file.format == "NIST":
-            count = re.search(rb"sample_count -i (\d+)", raw.read(_SPHERE_HEADER))
-            return count is not None and file.frames < int(count[1])
-        if file.format == "OGG":
-            raw.seek(max(0, path.stat().st_size - _OGG_PAGE))
-            tail = raw.read()
-            return not _is_last_ogg_page(tail[tail.rfind(b"OggS") :])
-    return False
-
-
-def _is_last_ogg_page(page: bytes) -> bool:
-    """Whether it is complete and ends a stream (RFC 3533, section 6)."""
-    header = 27  # bytes
-    if len(page) < header:
-        return False
-    is_last, segments = page[5] & 4, page[26]
-    length = header + segments + sum(page[header : header + segments])
-    return bool(is_last) and len(page) >= length
+def _skip(file, count: int) -> None:
+    """Go to sample ``count`` of a file just opened."""
+    if count and file.seekable():
+        file.seek(count)
+        return
+    # codecs such as GSM 06.10 only go forward, and refuse even to seek to 0
+    while count:
+        read = len(file.read(min(count, _SKIP_BLOCK), dtype="float32"))
+        if not read:
+            return
+        count -= read
 
 
 def _check_rate(rate: int, name: str) -> None:

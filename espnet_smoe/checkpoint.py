@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+import yaml
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 
 from espnet_smoe.config import ConfigError
@@ -34,8 +36,23 @@ def load_model(config: Path, checkpoint: Path) -> tuple[SMoEModel, Path]:
     for path, what in ((config, "config"), (checkpoint, "checkpoint")):
         if not path.is_file():
             raise ConfigError(f"{what} {path} is missing; stage 11 makes it")
+    try:
+        conf = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {config} is no YAML: {error}") from None
+    if not isinstance(conf, dict) or "guides" not in conf:
+        raise ConfigError(f"config {config} is not one of espnet_smoe: no key 'guides'")
+    try:
+        state = safe_torch_load(checkpoint, map_location="cpu")
+    except Exception as error:  # torch's readers raise many kinds
+        raise ConfigError(f"checkpoint {checkpoint} is unreadable: {error}") from error
+    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
+        raise ConfigError(
+            f"checkpoint {checkpoint} holds no model: expected named tensors, as in "
+            "<epoch>epoch.pth or valid.acc.ave.pth"
+        )
     model, args = SMoETask.build_model_from_file(config)
-    state, own = safe_torch_load(checkpoint, map_location="cpu"), model.state_dict()
+    own = model.state_dict()
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
     if missing or extra or shapes:

@@ -9,7 +9,7 @@ from typing import Any
 
 from espnet_smoe.guide import ExpertMap, GuideTable
 
-__all__ = ["ConfigError", "ExpertConfig", "check_keys"]
+__all__ = ["ConfigError", "ExpertConfig", "check_keys", "check_number"]
 
 
 class ConfigError(ValueError):
@@ -38,6 +38,23 @@ class ExpertConfig:
     first expert; then the others become copies of it and routing begins."""
 
     def __post_init__(self) -> None:
+        axes = [self.axis] if isinstance(self.axis, str) else self.axis
+        if not isinstance(axes, Sequence) or not all(isinstance(a, str) for a in axes):
+            raise ConfigError(
+                f"experts.axis must be an axis name or a list of them, got {axes!r}"
+            )
+        check_number("experts.split_at", self.split_at)
+        for name, values in (("blocks", self.blocks), ("map", self.map)):
+            kind = Mapping if name == "map" else Sequence
+            if values is None:
+                continue
+            if not isinstance(values, kind) or isinstance(values, str):
+                raise ConfigError(
+                    f"experts.{name} must be a {kind.__name__.lower()} "
+                    f"of whole numbers, got {values!r}"
+                )
+            for value in values.values() if name == "map" else values:
+                check_number(f"experts.{name}", value, int)
         if self.ffn not in ("macaron", "final", "both"):
             raise ConfigError(
                 f"experts.ffn must be macaron, final or both, got {self.ffn!r}"
@@ -87,7 +104,21 @@ def check_keys(what: str, conf: Mapping[str, Any], known: Sequence[str]) -> None
         what: the mapping's name, for the message.
 
     Raises:
-        ConfigError: names the unknown and the known keys.
+        ConfigError: ``conf`` is no mapping, or names the unknown and the known keys.
     """
-    if unknown := sorted(set(conf) - set(known)):
+    if not isinstance(conf, Mapping):
+        raise ConfigError(f"{what} must map option names to values, got {conf!r}")
+    if unknown := sorted(set(map(str, conf)) - set(known)):
         raise ConfigError(f"unknown keys {unknown} in {what}; known: {sorted(known)}")
+
+
+def check_number(name: str, value: object, kind: type = float) -> None:
+    """Refuse what is no number, or for ``kind`` int no whole one.
+
+    Raises:
+        ConfigError: names the option, the value and what was expected.
+    """
+    wanted = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        number = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{name} must be {number}, got {value!r}")

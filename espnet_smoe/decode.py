@@ -7,14 +7,16 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
 from espnet_smoe.config import ConfigError
 from espnet_smoe.datadir import Utterance, load_dumped, read_datadir
 from espnet_smoe.files import write_atomically
-from espnet_smoe.inference import Query, Speech2Text
+from espnet_smoe.inference import Speech2Text
 from espnet_smoe.progress import progress
+from espnet_smoe.query import Query
 
 __all__ = ["decode_datadir"]
 
@@ -82,10 +84,15 @@ def decode_datadir(
     else:
         # a forked torch may hang: start afresh
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(nj, context, _start_worker, (load,)) as pool:
-            done = pool.map(_work, batches)
-            for part in progress(done, len(batches), f"decode {data_dir.name}"):
-                lines += part
+        try:
+            with ProcessPoolExecutor(nj, context, _start_worker, (load,)) as pool:
+                done = pool.map(_work, batches)
+                for part in progress(done, len(batches), f"decode {data_dir.name}"):
+                    lines += part
+        except BrokenProcessPool:
+            raise ConfigError(
+                f"one of {nj} decoding processes was killed; out of memory?"
+            ) from None
     _write(output_dir, lines)
 
 

@@ -38,9 +38,9 @@ from espnet_smoe.stack import ExpertStack
 __all__ = ["SMoEConformerEncoder", "SMoEConformerLayer"]
 
 _SUBSAMPLING = {
-    "conv2d": Conv2dSubsampling,
-    "conv2d6": Conv2dSubsampling6,
-    "conv2d8": Conv2dSubsampling8,
+    "conv2d": (Conv2dSubsampling, 4),
+    "conv2d6": (Conv2dSubsampling6, 6),
+    "conv2d8": (Conv2dSubsampling8, 8),
 }
 
 
@@ -136,9 +136,8 @@ class SMoEConformerEncoder(ExpertStack, AbsEncoder):
             PositionwiseFeedForward, output_size, linear_units, dropout_rate, activation
         )
         positions = RelPositionalEncoding(output_size, positional_dropout_rate)
-        self.embed = _SUBSAMPLING[input_layer](
-            input_size, output_size, dropout_rate, positions
-        )
+        embed, self._subsampling = _SUBSAMPLING[input_layer]
+        self.embed = embed(input_size, output_size, dropout_rate, positions)
 
         def make_layer(block: int) -> SMoEConformerLayer:
             macaron = self.experts_of(config, block, num_blocks, "macaron")
@@ -167,8 +166,8 @@ class SMoEConformerEncoder(ExpertStack, AbsEncoder):
         return self._output_size
 
     def min_frames(self) -> int:
-        """Fewest feature frames that the subsampling takes."""
-        return check_short_utt(self.embed, 0)[1]
+        """Fewest feature frames it takes: two encoded ones, for batch norm's sake."""
+        return check_short_utt(self.embed, 0)[1] + self._subsampling
 
     def forward(
         self, xs_pad: torch.Tensor, ilens: torch.Tensor, expert_ids: torch.Tensor
@@ -189,7 +188,7 @@ class SMoEConformerEncoder(ExpertStack, AbsEncoder):
         """
         if xs_pad.size(1) < self.min_frames():
             raise ValueError(
-                f"{xs_pad.size(1)} frames are too few for the subsampling, which needs "
+                f"{xs_pad.size(1)} frames are too few; the encoder needs "
                 f"{self.min_frames()}"
             )
         route = self.route(expert_ids, xs_pad.device)

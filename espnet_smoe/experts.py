@@ -6,6 +6,7 @@ which a stack trains as one FFN before its experts part ways, is ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -134,25 +135,27 @@ class ExpertSplit(torch.nn.Module):
     anything reads them: on leaving training mode and on saving. So a checkpoint is
     complete at any moment: resuming, averaging over the split and decoding before
     and after it need no special case, and outside training routing is always on.
+    The copies start with an optimiser state of their own.
 
     Args:
-        batches: training batches to stay tied; 0 = split from the start.
+        batches: training batches to stay tied; 0 = parted from the start.
 
     Attributes:
-        batches_left: () int64 buffer, saved: training batches up to and including
-            the first routed one; 0 = parted. The saved value wins over ``batches``
-            when training is resumed.
+        batches_left: () float buffer, saved: training batches left to stay tied;
+            minus infinity = parted, so that an average with a parted checkpoint is
+            parted. The saved value wins over ``batches`` when training is resumed.
     """
 
     def __init__(self, batches: int) -> None:
         super().__init__()
         if batches < 0:
             raise ConfigError(f"batches must be >= 0, got {batches}")
-        self.scheduled = batches > 0
+        # on the host, so that training never waits for the device to read the buffer
+        self._left = float(batches) if batches else -math.inf
         # whether experts other than the first lag behind it: not so once loaded
-        self.stale = self.scheduled
-        self.register_load_state_dict_post_hook(_forget_stale)
-        self.register_buffer("batches_left", torch.tensor(batches and batches + 1))
+        self._stale = batches > 0
+        self.register_load_state_dict_post_hook(_read_buffer)
+        self.register_buffer("batches_left", torch.tensor(self._left))
 
     def train_batch(self, banks: Iterable[ExpertFFNBank]) -> bool:
         """Count one training batch; part the experts when the time has come.
@@ -160,23 +163,24 @@ class ExpertSplit(torch.nn.Module):
         Returns:
             Whether this batch is still tied to the first expert.
         """
-        left = int(self.batches_left) - 1 if self.scheduled else -1
-        if left < 0:
+        if self._left == -math.inf:
             return False
-        self.batches_left.fill_(left)
-        if left == 0:
-            self.complete(banks)
+        tied = self._left >= 1
+        if tied:
+            self._left, self._stale = self._left - 1, True
         else:
-            self.stale = True
-        return left > 0
+            self.complete(banks)
+            self._left = -math.inf
+        self.batches_left.fill_(self._left)
+        return tied
 
     def complete(self, banks: Iterable[ExpertFFNBank]) -> None:
         """Bring experts that lag behind the first up to date."""
-        if self.stale:
+        if self._stale:
             for bank in banks:
                 bank.copy_first()
-        self.stale = False
+        self._stale = False
 
 
-def _forget_stale(split: ExpertSplit, *_: object) -> None:
-    split.stale = False
+def _read_buffer(split: ExpertSplit, *_: object) -> None:
+    split._left, split._stale = float(split.batches_left), False

@@ -18,21 +18,26 @@ def read_table(path: Path) -> dict[str, str]:
     """Read ``<id> <value>`` lines; the value may hold blanks.
 
     Raises:
-        DataDirError: the file is missing, a line has no value, an id comes twice.
+        DataDirError: the file is missing or not UTF-8, a line has no value, an id
+            comes twice.
     """
     if not path.is_file():
         raise DataDirError(f"{path} is missing")
     table: dict[str, str] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            parts = line.strip().split(maxsplit=1)
-            if len(parts) != 2:
-                raise DataDirError(
-                    f"{path}:{number}: expected '<id> <value>', got {line.strip()!r}"
-                )
-            if parts[0] in table:
-                raise DataDirError(f"{path}:{number}: id {parts[0]!r} comes twice")
-            table[parts[0]] = parts[1]
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                parts = line.strip().split(maxsplit=1)
+                if len(parts) != 2:
+                    raise DataDirError(
+                        f"{path}:{number}: expected '<id> <value>', got "
+                        f"{line.strip()!r}"
+                    )
+                if parts[0] in table:
+                    raise DataDirError(f"{path}:{number}: id {parts[0]!r} comes twice")
+                table[parts[0]] = parts[1]
+    except UnicodeDecodeError as error:
+        raise DataDirError(f"{path}: expected UTF-8 text: {error}") from None
     return table
 
 
@@ -46,15 +51,21 @@ def write_table(path: Path, table: Mapping[str, object]) -> None:
 class write_atomically:
     """Context of a temporary folder that becomes ``path`` when all went well.
 
-    A killed or failed run leaves ``path`` as it was; what stood there before is
-    replaced as a whole.
+    What stood there before is replaced as a whole, and stays as it was if the run
+    fails or is killed. A folder cannot be replaced in one step, so a kill between the
+    two renames at the end leaves no ``path``, and the old folder as ``.<name>.old``;
+    the next run for this path first puts it back. Where ``path`` is a link to a
+    folder, that folder is replaced and the link stays.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+        path = Path(path)
+        self.path = path.resolve() if path.is_symlink() else path
         self.temporary = self.path.with_name(f".{self.path.name}.tmp")
+        self.old = self.path.with_name(f".{self.path.name}.old")
 
     def __enter__(self) -> Path:
+        self._restore()
         shutil.rmtree(self.temporary, ignore_errors=True)
         self.temporary.mkdir(parents=True)
         return self.temporary
@@ -62,11 +73,18 @@ class write_atomically:
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is None:
             # deleting a large folder takes time: never under its final name
-            old = self.path.with_name(f".{self.path.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(self.old, ignore_errors=True)
             if self.path.exists():
-                os.replace(self.path, old)
-            os.replace(self.temporary, self.path)
-            shutil.rmtree(old, ignore_errors=True)
+                os.replace(self.path, self.old)
+            try:
+                os.replace(self.temporary, self.path)
+            finally:
+                self._restore()
+            shutil.rmtree(self.old, ignore_errors=True)
         else:
             shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def _restore(self) -> None:
+        """Put the old folder back where a replacement did not come to its end."""
+        if self.old.exists() and not self.path.exists():
+            os.replace(self.old, self.path)

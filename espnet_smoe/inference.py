@@ -4,48 +4,24 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from espnet_smoe.audio import (
-    AudioError,
-    bandwidth_of_rate,
-    check_samples,
-    read_audio,
-    to_model_rate,
-)
 from espnet_smoe.checkpoint import load_model
 from espnet_smoe.config import ConfigError
-from espnet_smoe.guide import BANDWIDTH, TASK
 from espnet_smoe.host import Hypothesis
+from espnet_smoe.query import Query, Speech, make_query
 from espnet_smoe.search import RowSearch, SearchConfig
 from espnet_smoe.tokens import BpeTokenizer
 
-__all__ = ["Query", "Result", "Speech2Text"]
+__all__ = ["Result", "Speech2Text"]
 
 Result = tuple[str | None, list[str], list[int], Hypothesis]
 """Text, tokens, token ids and the host's hypothesis."""
-
-Speech = str | os.PathLike | np.ndarray | torch.Tensor
-
-
-@dataclass(frozen=True)
-class Query:
-    """One utterance and what is asked of it.
-
-    Args:
-        samples: (S,) float32 at 16 kHz, as ``audio.to_model_rate`` makes it.
-        guides: utterance axis -> guide.
-        tasks: the tasks wanted.
-    """
-
-    samples: np.ndarray
-    guides: Mapping[str, str]
-    tasks: Sequence[str]
 
 
 class Speech2Text:
@@ -131,6 +107,8 @@ class Speech2Text:
 
             if not path.is_file():
                 raise ConfigError(f"packed model {path} is missing")
+            if not zipfile.is_zipfile(path):
+                raise ConfigError(f"packed model {path} is no complete zip file")
             with tempfile.TemporaryDirectory() as folder:
                 files = unpack(os.fspath(path), folder)
                 return cls._from_pack(files, inference_config, device)
@@ -140,7 +118,14 @@ class Speech2Text:
             )
         from espnet2.utils.pretrained import download_pretrained
 
-        return cls._from_pack(download_pretrained(str(model)), inference_config, device)
+        try:
+            files = download_pretrained(str(model))
+        except Exception as error:  # the hub's client raises many kinds
+            raise ConfigError(
+                f"{model} is no local folder or zip, and the hub does not give it: "
+                f"{error}"
+            ) from error
+        return cls._from_pack(files, inference_config, device)
 
     @classmethod
     def _from_pack(
@@ -202,7 +187,9 @@ class Speech2Text:
             ValueError: unreadable or unusable audio, an array without ``fs``, a task
                 or bandwidth that the model does not have.
         """
-        query = self._query(speech, fs, task, bandwidth, channel, guides)
+        query = make_query(
+            self.model.guides, speech, fs, task, bandwidth, channel, guides
+        )
         result = self.decode([query])[0]
         return result[task] if isinstance(task, str) else result
 
@@ -210,15 +197,19 @@ class Speech2Text:
         self,
         speech: Sequence[Speech],
         fs: int | Sequence[int | None] | None = None,
-        task: str | Sequence[str | Sequence[str]] = "asr",
+        task: str | Sequence[str] | Sequence[str | Sequence[str]] = "asr",
         bandwidth: str | Sequence[str | None] | None = None,
+        channel: int | Sequence[int | None] | None = None,
+        guides: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None,
     ) -> list[list[Result] | dict[str, list[Result]]]:
         """Decode many utterances, ``batch_size`` at a time.
 
         Args:
             speech: see ``__call__``.
-            fs, task, bandwidth: one value for all, or a list with one per utterance.
-                To ask several tasks of an utterance, its entry is itself a sequence.
+            fs, bandwidth, channel, guides: one value for all utterances, or a list of
+                one each.
+            task: a task or a list of tasks for all; or one entry per utterance, of
+                which at least one is itself a list of tasks: ``[["asr"], ["st_de"]]``.
 
         Returns:
             What ``__call__`` returns for each utterance, in order.
@@ -226,57 +217,28 @@ class Speech2Text:
         Raises:
             ValueError: as ``__call__``, or a list of another length than ``speech``.
         """
-        columns = {}
-        for name, value in (("fs", fs), ("task", task), ("bandwidth", bandwidth)):
-            if value is None or isinstance(value, (str, int)):
-                value = [value] * len(speech)
-            if len(value) != len(speech):
+        if not isinstance(task, str) and all(isinstance(t, str) for t in task or ()):
+            task = [task] * len(speech)
+        columns = {
+            "fs": fs,
+            "task": task,
+            "bandwidth": bandwidth,
+            "channel": channel,
+            "guides": guides,
+        }
+        for name, value in columns.items():
+            if not isinstance(value, (list, tuple, np.ndarray)):
+                columns[name] = [value] * len(speech)
+            elif len(value) != len(speech):
                 raise ConfigError(
                     f"{len(value)} values of {name} for {len(speech)} utterances"
                 )
-            columns[name] = value
-        queries = [
-            self._query(x, rate, wanted, band, None, None)
-            for x, rate, wanted, band in zip(speech, *columns.values(), strict=True)
-        ]
+        asked = zip(speech, *columns.values(), strict=True)
+        results = self.decode([make_query(self.model.guides, *a) for a in asked])
         return [
             result[wanted] if isinstance(wanted, str) else result
-            for result, wanted in zip(
-                self.decode(queries), columns["task"], strict=True
-            )
+            for result, wanted in zip(results, columns["task"], strict=True)
         ]
-
-    def _query(
-        self,
-        speech: Speech,
-        fs: int | None,
-        task: str | Sequence[str],
-        bandwidth: str | None,
-        channel: int | None,
-        guides: Mapping[str, str] | None,
-    ) -> Query:
-        tasks = [task] if isinstance(task, str) else list(task)
-        if not tasks or len(set(tasks)) != len(tasks):
-            raise ConfigError(f"task must name distinct tasks, got {tasks}")
-        axis = self.model.guides.axis(TASK)
-        for name in tasks:
-            axis.index(name)
-        if isinstance(speech, (str, os.PathLike)):
-            samples, rate = read_audio(speech, channel=channel)
-            if fs not in (None, rate):
-                raise AudioError(f"{speech} has {rate} Hz, not fs={fs}")
-        else:
-            samples, rate = _from_array(speech), fs
-            if rate is None:
-                raise AudioError("an array of samples needs its rate: pass fs= in Hz")
-        guides = {BANDWIDTH: bandwidth or bandwidth_of_rate(rate), **(guides or {})}
-        for known in self.model.guides.utterance_axes:
-            if known.name not in guides:
-                raise ConfigError(f"the model needs a guide of axis {known.name!r}")
-            known.index(guides[known.name])
-        for name in guides:
-            self.model.guides.axis(name)
-        return Query(to_model_rate(samples, rate), guides, tasks)
 
     @torch.no_grad()
     def decode(self, queries: Sequence[Query]) -> list[dict[str, list[Result]]]:
@@ -324,17 +286,3 @@ class Speech2Text:
         ids = [i for i in hyp.yseq[start:].tolist() if i != self.model.eos]
         tokens = [self.model.token_list[i] for i in ids]
         return self._tokenizer.decode(tokens).strip(), tokens, ids, hyp
-
-
-def _from_array(speech: np.ndarray | torch.Tensor) -> np.ndarray:
-    samples = speech.numpy() if isinstance(speech, torch.Tensor) else speech
-    samples = np.asarray(samples)
-    if samples.dtype == np.int16:
-        samples = samples / np.float32(32768)
-    if samples.dtype.kind != "f":
-        raise AudioError(
-            f"samples must be float in [-1, 1] or int16, got {samples.dtype}"
-        )
-    samples = samples.astype(np.float32)
-    check_samples(samples, "the array")
-    return samples

@@ -129,12 +129,6 @@ class SMoEModel(ESPnetASRModel):
         """
         self._check_guide_ids(guide_ids)
         expert_ids = self.encoder.expert_ids_of(guide_ids)
-        valid = valid_mask(speech_lengths, speech.size(1))
-        speech = speech.masked_fill(~valid, 0.0)
-        # a word of 0.1 s is shorter than the subsampling's field: silence follows it
-        missing = max(0, self.min_samples - speech.size(1))
-        speech = torch.nn.functional.pad(speech, (0, missing))
-        speech_lengths = speech_lengths.clamp(min=self.min_samples)
         feats, lengths = self._extract_feats(speech, speech_lengths)
         if self.specaug is not None and self.training:
             feats, lengths = self.specaug(feats, lengths)
@@ -158,6 +152,19 @@ class SMoEModel(ESPnetASRModel):
         """Features for the statistics of stage 10: (B, T0, F) and (B,) frames."""
         feats, lengths = self._extract_feats(speech, speech_lengths)
         return {"feats": feats, "feats_lengths": lengths}
+
+    def _extract_feats(
+        self, speech: torch.Tensor, speech_lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The host's front end on samples whose padding is silence."""
+        valid = valid_mask(speech_lengths, speech.size(1))
+        speech = speech.masked_fill(~valid, 0.0)
+        # a word of 0.1 s is shorter than the subsampling's field: silence follows it
+        missing = max(0, self.min_samples - speech.size(1))
+        speech = torch.nn.functional.pad(speech, (0, missing))
+        return super()._extract_feats(
+            speech, speech_lengths.clamp(min=self.min_samples)
+        )
 
     def rows_of(
         self, guide_ids: Mapping[str, torch.Tensor], has_text: torch.Tensor

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from espnet2.text.token_id_converter import TokenIDConverter
 from espnet2.train.preprocessor import AbsPreprocessor
 
 from espnet_smoe.datadir import Utterance
-from espnet_smoe.files import write_table
 from espnet_smoe.guide import GuideError, GuideTable
 from espnet_smoe.tokens import BpeTokenizer
 
-__all__ = ["SMoEPreprocessor", "write_targets"]
+__all__ = ["SMoEPreprocessor", "make_targets"]
 
 
-def write_targets(
-    path: Path, utterances: Sequence[Utterance], guides: GuideTable
-) -> None:
-    """Write one line per utterance: ``<id> {"<task>": "<reference>", ...}``.
+def make_targets(utterances: Sequence[Utterance], guides: GuideTable) -> dict[str, str]:
+    """Utterance id -> JSON of its references, ``{"<task>": "<reference>", ...}``.
 
-    One file, because an utterance may lack tasks and the host wants every data file
-    to name every utterance.
+    One entry for all tasks, because an utterance may lack tasks and the host wants
+    every data file to name every utterance.
 
     Raises:
         GuideError: an utterance has none of the model's tasks, or an unknown guide.
@@ -42,7 +38,7 @@ def write_targets(
                 f"tasks are {list(guides.tasks)}"
             )
         table[utt.id] = json.dumps(texts, ensure_ascii=False)
-    write_table(path, table)
+    return table
 
 
 class SMoEPreprocessor(AbsPreprocessor):

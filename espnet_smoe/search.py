@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from espnet_smoe.config import ConfigError, check_keys
+from espnet_smoe.config import ConfigError, check_keys, check_number
 from espnet_smoe.host import (
     BatchBeamSearch,
     BatchScorerInterface,
@@ -60,6 +60,14 @@ class SearchConfig:
     """Utterances encoded and searched together."""
 
     def __post_init__(self) -> None:
+        for name in ("ctc_weight", "penalty", "maxlenratio", "minlenratio"):
+            check_number(name, getattr(self, name))
+        for name in ("beam_size", "nbest", "batch_size"):
+            check_number(name, getattr(self, name), int)
+        if not isinstance(self.normalize_length, bool):
+            raise ConfigError(
+                f"normalize_length must be true or false, got {self.normalize_length!r}"
+            )
         if not 0.0 <= self.ctc_weight < 1.0:
             raise ConfigError(f"ctc_weight must lie in [0, 1), got {self.ctc_weight}")
         for name in ("beam_size", "nbest", "batch_size"):
@@ -91,9 +99,10 @@ class SearchConfig:
         except yaml.YAMLError as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{path} is no YAML: {reason}") from None
-        if not isinstance(conf or {}, Mapping):
-            raise ConfigError(f"{path} must map option names to values, got {conf!r}")
-        return cls.from_mapping(conf or {})
+        try:
+            return cls.from_mapping({} if conf is None else conf)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
 
 class TokenMask(BatchScorerInterface):

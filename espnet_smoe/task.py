@@ -19,6 +19,7 @@ from espnet2.asr.decoder.abs_decoder import AbsDecoder
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.asr.specaug.specaug import SpecAug
+from espnet2.tasks.abs_task import scheduler_classes
 from espnet2.torch_utils.initialize import initialize
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from espnet2.train.class_choices import ClassChoices
@@ -159,6 +160,26 @@ class SMoETask(host_asr.ASRTask):
             choices.add_arguments(group)
         # data names follow the YAML's axes; the preprocessor checks them
         parser.set_defaults(allow_variable_data_keys=True, num_att_plot=0)
+
+    @classmethod
+    def get_parser(cls) -> argparse.ArgumentParser:
+        """The host's parser, which takes no abbreviated option names here."""
+        parser = super().get_parser()
+        parser.allow_abbrev = False
+        return parser
+
+    @classmethod
+    def build_all(cls, args: argparse.Namespace) -> None:
+        """Build model, optimiser and scheduler, to see whether the options fit.
+
+        Raises:
+            ConfigError: a key is unknown or a value out of range.
+        """
+        optimizers = cls.build_optimizers(args, model=cls.build_model(args))
+        if args.scheduler is not None:
+            scheduler = scheduler_classes[args.scheduler]
+            check_conf("scheduler", args.scheduler_conf, scheduler)
+            scheduler(optimizers[0], **args.scheduler_conf)
 
     @classmethod
     def option_names(cls) -> list[str]:

@@ -1,24 +1,66 @@
-"""Dumped data -> the host's statistics and training."""
+"""Dumped data -> the host's statistics and training; all is checked before a write."""
 
 from __future__ import annotations
 
+import argparse
+import filecmp
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from espnet_smoe.config import check_keys
+from espnet_smoe.config import ConfigError, check_keys
 from espnet_smoe.datadir import read_datadir
-from espnet_smoe.files import DataDirError, write_atomically
+from espnet_smoe.files import DataDirError, read_table, write_atomically, write_table
 from espnet_smoe.guide import GuideTable, read_guides
-from espnet_smoe.preprocess import write_targets
+from espnet_smoe.preprocess import make_targets
 
 __all__ = ["collect_stats", "train"]
 
 logger = logging.getLogger(__name__)
+
+_SPLITS = ("train", "valid")
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What training reads, checked: split -> data directory, split -> targets."""
+
+    config: Path
+    guides: GuideTable
+    token_dir: Path
+    folders: Mapping[str, Path]
+    targets: Mapping[str, Mapping[str, str]]
+
+    def host_options(self, output_dir: Path, targets_dir: Path) -> list[str]:
+        options = [
+            "--config", os.fspath(self.config),
+            "--token_list", os.fspath(self.token_dir / "tokens.txt"),
+            "--bpemodel", os.fspath(output_dir / "bpe.model"),
+            "--output_dir", os.fspath(output_dir),
+        ]  # fmt: skip
+        for split, folder in self.folders.items():
+            data = [
+                (folder / "wav.scp", "speech", "kaldi_ark"),
+                (targets_dir / split / "targets", "targets", "text"),
+            ]
+            for axis in self.guides.utterance_axes:
+                data.append((folder / f"utt2{axis.name}", axis.name, "text"))
+            for path, name, kind in data:
+                name_and_type = f"{path},{name},{kind}"
+                options += [f"--{split}_data_path_and_name_and_type", name_and_type]
+        return options
+
+    def write(self, output_dir: Path, targets_dir: Path) -> None:
+        # the experiment folder carries its tokeniser, so that it works when moved
+        shutil.copyfile(self.token_dir / "bpe.model", output_dir / "bpe.model")
+        for split, targets in self.targets.items():
+            (targets_dir / split).mkdir(parents=True, exist_ok=True)
+            write_table(targets_dir / split / "targets", targets)
 
 
 def collect_stats(
@@ -27,7 +69,7 @@ def collect_stats(
     valid_dir: Path,
     token_dir: Path,
     output_dir: Path,
-    host_options: Sequence[str],
+    options: Sequence[str],
 ) -> None:
     """Lengths and feature statistics of both sets, through the host.
 
@@ -36,17 +78,20 @@ def collect_stats(
         train_dir, valid_dir: dumped data directories.
         token_dir: holds ``bpe.model`` and ``tokens.txt``.
         output_dir: appears complete or not at all.
-        host_options: further options of the host's trainer.
+        options: further options of the host's trainer.
 
     Raises:
         ValueError: an input is missing or refused; says which stage makes it.
     """
-    guides = read_guides(config)
+    inputs = _read_inputs(config, train_dir, valid_dir, token_dir)
     with write_atomically(output_dir) as folder:
-        command = _common_options(
-            config, train_dir, valid_dir, token_dir, folder, folder, guides
-        )
-        _run_host(config, [*command, "--collect_stats", "true", *host_options])
+        command = inputs.host_options(folder, folder)
+        # statistics are of features before normalisation, which may need them
+        command += ["--collect_stats", "true", *options, "--normalize", "none"]
+        command += _schedule_options(config, command)
+        _check_model(inputs.config, command)
+        inputs.write(folder, folder)
+        _run_host(command)
 
 
 def train(
@@ -56,7 +101,7 @@ def train(
     token_dir: Path,
     stats_dir: Path,
     output_dir: Path,
-    host_options: Sequence[str],
+    options: Sequence[str],
 ) -> None:
     """Train through the host; ``--resume true`` goes on where a run was killed.
 
@@ -67,73 +112,115 @@ def train(
     Raises:
         ValueError: an input is missing or refused; says which stage makes it.
     """
-    guides = read_guides(config)
-    shapes = [stats_dir / split / "speech_shape" for split in ("train", "valid")]
-    if missing := [str(s) for s in shapes if not s.is_file()]:
-        raise DataDirError(f"{', '.join(missing)} missing; run stage 10 first")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    command = _common_options(
-        config, train_dir, valid_dir, token_dir, output_dir, output_dir / "data", guides
-    )
-    for split, shape in zip(("train", "valid"), shapes, strict=True):
-        command += [f"--{split}_shape_file", os.fspath(shape)]
-    if (yaml.safe_load(config.read_text()) or {}).get("normalize") == "global_mvn":
+    inputs = _read_inputs(config, train_dir, valid_dir, token_dir)
+    command = inputs.host_options(output_dir, output_dir / "data")
+    for split in _SPLITS:
+        shapes = stats_dir / split / "speech_shape"
+        if not shapes.is_file():
+            raise DataDirError(f"{shapes} is missing; run stage 10 first")
+        if set(read_table(shapes)) != set(inputs.targets[split]):
+            raise DataDirError(
+                f"{shapes} and {inputs.folders[split]} name different utterances; run "
+                "stage 10 again"
+            )
+        command += [f"--{split}_shape_file", os.fspath(shapes)]
+    if _read_yaml(config).get("normalize") == "global_mvn":
         stats = stats_dir / "train" / "feats_stats.npz"
         command += ["--normalize_conf", f"stats_file={stats}"]
-    _run_host(config, [*command, *host_options])
+    command += options
+    command += _schedule_options(config, command)
+    args = _check_model(config, command)
+    if args.resume and (output_dir / "checkpoint.pth").exists():
+        _check_same_experiment(output_dir, inputs)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    inputs.write(output_dir, output_dir / "data")
+    _run_host(command)
 
 
-def _common_options(
-    config: Path,
-    train_dir: Path,
-    valid_dir: Path,
-    token_dir: Path,
-    output_dir: Path,
-    targets_dir: Path,
-    guides: GuideTable,
-) -> list[str]:
+def _read_yaml(path: Path) -> dict:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _read_inputs(
+    config: Path, train_dir: Path, valid_dir: Path, token_dir: Path
+) -> _Inputs:
+    guides = read_guides(config)
     for name in ("bpe.model", "tokens.txt"):
         if not (token_dir / name).is_file():
             raise DataDirError(f"{token_dir / name} is missing; run stage 5 first")
-    # the experiment folder carries its tokeniser, so that it works when moved
-    shutil.copyfile(token_dir / "bpe.model", output_dir / "bpe.model")
-    options = [
-        "--config", os.fspath(config),
-        "--token_list", os.fspath(token_dir / "tokens.txt"),
-        "--bpemodel", os.fspath(output_dir / "bpe.model"),
-        "--output_dir", os.fspath(output_dir),
-    ]  # fmt: skip
-    for split, folder in (("train", train_dir), ("valid", valid_dir)):
+    folders = dict(zip(_SPLITS, (train_dir, valid_dir), strict=True))
+    targets = {}
+    for split, folder in folders.items():
         if not folder.is_dir():
             raise DataDirError(f"{folder} is missing; run stage 4 first")
         utterances = read_datadir(folder)
         unused = {t for u in utterances for t in u.texts} - set(guides.tasks)
         if unused:
             logger.warning("%s: no model task for text.%s", folder, sorted(unused))
-        targets = targets_dir / split / "targets"
-        targets.parent.mkdir(parents=True, exist_ok=True)
-        write_targets(targets, utterances, guides)
-        data = [
-            (folder / "wav.scp", "speech", "kaldi_ark"),
-            (targets, "targets", "text"),
-        ]
-        data += [
-            (folder / f"utt2{axis.name}", axis.name, "text")
-            for axis in guides.utterance_axes
-        ]
-        for path, name, kind in data:
-            options += [
-                f"--{split}_data_path_and_name_and_type",
-                f"{path},{name},{kind}",
-            ]
-    return options
+        targets[split] = make_targets(utterances, guides)
+    return _Inputs(config, guides, token_dir, folders, targets)
 
 
-def _run_host(config: Path, command: Sequence[str]) -> None:
+def _parse(config: Path, command: Sequence[str]) -> argparse.Namespace:
     from espnet_smoe.task import SMoETask
 
     # the host answers an unknown key with its whole usage text
-    conf = yaml.safe_load(config.read_text(encoding="utf-8"))
-    check_keys(str(config), conf, SMoETask.option_names())
+    check_keys(str(config), _read_yaml(config), SMoETask.option_names())
+    return SMoETask.get_parser().parse_args(command)
+
+
+def _schedule_options(config: Path, command: Sequence[str]) -> list[str]:
+    """A one-cycle schedule lasts as long as the training, unless YAML says else."""
+    args = _parse(config, command)
+    conf = args.scheduler_conf if isinstance(args.scheduler_conf, dict) else {}
+    if args.scheduler != "onecyclelr" or {"total_steps", "epochs"} & set(conf):
+        return []
+    if not args.num_iters_per_epoch:
+        raise ConfigError(
+            f"{config}: onecyclelr needs num_iters_per_epoch or total_steps"
+        )
+    updates = args.max_epoch * args.num_iters_per_epoch // args.accum_grad
+    return ["--scheduler_conf", f"total_steps={updates}"]
+
+
+def _check_model(config: Path, command: Sequence[str]) -> argparse.Namespace:
+    """Build what the options describe, so that nothing is written for bad ones."""
+    from espnet_smoe.task import SMoETask
+
+    args = _parse(config, command)
+    try:
+        SMoETask.build_all(args)
+    except ValueError:
+        raise
+    except Exception as error:  # a value of the wrong type fails anywhere below
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{config} and the options given cannot be built: {reason}"
+        ) from error
+    return args
+
+
+def _check_same_experiment(output_dir: Path, inputs: _Inputs) -> None:
+    """Refuse to resume what was begun with another token list or other guides."""
+    recorded = output_dir / "config.yaml"
+    old = _read_yaml(recorded) if recorded.is_file() else {}
+    tokens = (inputs.token_dir / "tokens.txt").read_text(encoding="utf-8").splitlines()
+    bpemodels = output_dir / "bpe.model", inputs.token_dir / "bpe.model"
+    guides = {a.name: list(a.guides) for a in inputs.guides.axes}
+    if old and (
+        old.get("token_list") != tokens
+        or old.get("guides") != guides
+        or not (bpemodels[0].is_file() and filecmp.cmp(*bpemodels, shallow=False))
+    ):
+        raise ConfigError(
+            f"{output_dir} was trained with another token list or other guides than "
+            f"{inputs.token_dir} and {inputs.config}: name another experiment folder, "
+            "or start it anew with --resume false"
+        )
+
+
+def _run_host(command: Sequence[str]) -> None:
+    from espnet_smoe.task import SMoETask
+
     logger.info("host options: %s", " ".join(command))
     SMoETask.main(cmd=list(command))

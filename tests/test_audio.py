@@ -23,6 +23,8 @@ from espnet_smoe.audio import (
 
 RATES = [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000]
 FORMATS = ["wav", "flac", "ogg", "opus", "mp3", "sph", "aiff", "au", "rf64", "w64"]
+CONTAINERS = {"AIFF", "AU", "FLAC", "MP3", "NIST", "OGG", "RF64", "W64", "WAV"}
+CONTAINERS |= {"WAVEX"}
 _CODEC = {"opus": ("OGG", "OPUS"), "sph": ("NIST", "PCM_16")}
 
 
@@ -74,6 +76,56 @@ def test_a_truncated_file_is_refused(
     path.write_bytes(raw[: int(len(raw) * share)])
     with pytest.raises(AudioError, match=r"a\.\w+: (truncated|cannot be read)"):
         read_audio(path)
+
+
+@pytest.mark.parametrize("container", sorted(soundfile.available_formats()))
+def test_a_cut_file_is_refused_in_every_format_and_codec(
+    tmp_path: Path, container: str
+) -> None:
+    path = tmp_path / f"a.{container.lower()}"
+    taken = set()
+    for codec in soundfile.available_subtypes(container):
+        path.unlink(missing_ok=True)
+        try:
+            soundfile.write(
+                path, _noisy_tone(8_000, 1.0), 8_000, format=container, subtype=codec
+            )
+        except soundfile.LibsndfileError:  # no writer for it
+            continue
+        raw = path.read_bytes()
+        if container in CONTAINERS and not codec.startswith("DWVW"):
+            taken.add(codec)
+            samples, rate = read_audio(path)
+            assert rate == 8_000
+            assert len(samples) >= 8_000  # some codecs fill their last block
+        else:
+            name = (
+                "samplerate" if container == "RAW" else f"format {container} |{codec}"
+            )
+            with pytest.raises(AudioError, match=f"cannot be read as.*({name})"):
+                read_audio(path)
+        for share in (0.3, 0.6, 0.98):
+            path.write_bytes(raw[: int(len(raw) * share)])
+            with pytest.raises(AudioError, match=r"a\.\w+: (truncated|cannot be read)"):
+                read_audio(path)
+    if container in ("AIFF", "W64", "WAV"):
+        assert {"PCM_16", "ULAW", "ALAW", "IMA_ADPCM", "GSM610"} <= taken
+
+
+@pytest.mark.parametrize("container", ["WAV", "W64", "AIFF"])
+def test_a_codec_that_cannot_seek_is_read_whole_and_in_part(
+    tmp_path: Path, container: str
+) -> None:
+    path = tmp_path / "a.gsm"
+    length = 80_000  # more than is skipped at a time
+    spoken = _noisy_tone(8_000, length / 8_000)
+    soundfile.write(path, spoken, 8_000, format=container, subtype="GSM610")
+    whole, rate = read_audio(path)
+    assert (rate, len(whole)) == (8_000, length)
+    assert np.corrcoef(whole, spoken)[0, 1] > 0.9
+    for start, stop in ((0, 400), (1, 400), (4_000, 12_000), (70_000, length)):
+        part, _ = read_audio(path, segment=(start / 8_000, stop / 8_000))
+        np.testing.assert_array_equal(part, whole[start:stop])
 
 
 def test_a_wav_of_unknown_length_is_no_truncated_one(tmp_path: Path) -> None:

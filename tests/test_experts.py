@@ -134,12 +134,12 @@ def test_a_bank_needs_an_expert():
 def test_a_split_ties_exactly_so_many_batches_and_copies_at_the_next(batches):
     bank, split = make_bank(3), ExpertSplit(batches)
     for _ in range(batches):
-        assert split.batches_left > 0
+        assert split.batches_left >= 0
         assert split.train_batch([bank])
     assert not equal_experts(bank)
     assert not split.train_batch([bank])
     assert equal_experts(bank)
-    assert split.batches_left == 0
+    assert split.batches_left < 0
     with torch.no_grad():
         bank.experts[1].w_1.bias.add_(1.0)
     assert not split.train_batch([bank])
@@ -149,11 +149,10 @@ def test_a_split_ties_exactly_so_many_batches_and_copies_at_the_next(batches):
 
 def test_without_a_split_nothing_is_tied_or_copied():
     bank, split = make_bank(2), ExpertSplit(0)
-    assert split.batches_left == 0
+    assert split.batches_left < 0
     assert not split.train_batch([bank])
     split.complete([bank])
     assert not equal_experts(bank)
-    assert int(split.batches_left) == 0
 
 
 def test_the_counter_of_a_split_is_saved():
@@ -210,3 +209,23 @@ def test_several_axes_get_an_expert_for_each_combination():
     assert expert_map.axes == ("task", "bandwidth")
     assert expert_map.num_experts == 4
     assert expert_map.table[1, 0] == 2
+
+
+def test_an_average_with_a_parted_split_stays_parted_when_trained_on():
+    tied, parted = ExpertSplit(500), ExpertSplit(1)
+    for _ in range(2):
+        parted.train_batch([])
+    mean = (tied.batches_left + parted.batches_left) / 2
+    bank, split = make_bank(2), ExpertSplit(500)
+    split.load_state_dict({"batches_left": mean})
+    assert not split.train_batch([bank])
+    split.complete([bank])
+    assert not equal_experts(bank)
+
+
+def test_an_average_of_tied_splits_goes_on_from_their_mean():
+    split = ExpertSplit(500)
+    split.load_state_dict({"batches_left": torch.tensor(1.5)})
+    bank = make_bank(2)
+    assert [split.train_batch([bank]) for _ in range(3)] == [True, False, False]
+    assert equal_experts(bank)

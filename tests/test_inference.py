@@ -158,9 +158,16 @@ def test_stereo_file_needs_a_channel(s2t, tmp_path: Path) -> None:
         ({"fs": 11025}, "say the bandwidth"),
         ({"fs": 16000, "task": "st_fr"}, "unknown task 'st_fr'; known: asr, st_de"),
         ({"fs": 16000, "task": ["asr", "sum"]}, "unknown task 'sum'; known: asr, st_"),
-        ({"fs": 16000, "task": ["asr", "asr"]}, "task must name distinct tasks"),
-        ({"fs": 16000, "task": []}, "task must name distinct tasks"),
+        (
+            {"fs": 16000, "task": ["asr", "asr"]},
+            "task must be a task or distinct tasks",
+        ),
+        ({"fs": 16000, "task": []}, "task must be a task or distinct tasks"),
         ({"fs": 16000, "bandwidth": "swb"}, "unknown bandwidth 'swb'; known: nb, wb"),
+        ({"fs": 16000, "task": None}, "task must be a task or distinct tasks"),
+        ({"fs": "16000"}, "fs must be a whole number of Hz, got '16000'"),
+        ({"fs": 16000, "bandwidth": ""}, "unknown bandwidth ''; known: nb, wb"),
+        ({"fs": 16000, "guides": {"bandwidth": "wb"}}, "bandwidth=, not among guides="),
         ({"fs": 16000, "guides": {"room": "a"}}, "unknown axis 'room'; known: bandw"),
     ],
 )
@@ -179,6 +186,7 @@ def test_wrong_question_is_refused_and_known_answers_are_listed(
         (np.array([0.0, -np.inf] * 4000), "sample 1 is -inf"),
         (np.zeros((8000, 2), np.float32), r"shape \(S,\), got \(8000, 2\)"),
         (np.zeros(8000, np.int32), "float in .* or int16, got int32"),
+        (np.full(8000, 32767.0), "float samples must lie in .*, got 32767"),
         ("none.wav", "none.wav: audio file is missing"),
     ],
 )
@@ -250,6 +258,29 @@ def test_batch_takes_one_value_for_all(s2t) -> None:
     for x, result in zip(speech, batch, strict=True):
         assert_same(result, s2t(x, fs=8000, task="st_de"))
     assert s2t.batch_decode([]) == []
+
+
+def test_a_flat_list_of_tasks_is_asked_of_every_utterance(s2t) -> None:
+    speech = [noise(0.4, 8000, i) for i in range(2)]
+    for task in (["asr", "st_de"], ("st_de",)):
+        batch = s2t.batch_decode(speech, fs=np.int64(8000), task=task)
+        assert [list(result) for result in batch] == [list(task)] * 2
+    batch = s2t.batch_decode(speech, fs=8000, task=[["asr"], ["st_de"]])
+    assert [list(result) for result in batch] == [["asr"], ["st_de"]]
+
+
+def test_batch_takes_channels_and_guides(s2t, tmp_path: Path) -> None:
+    both = np.stack([noise(0.5, 8000, 1), noise(0.5, 8000, 2)], axis=1)
+    path = write(tmp_path / "both.wav", both, 8000)
+    first, second = s2t.batch_decode([path, path], channel=[0, 1], guides={})
+    assert_same(first, s2t(path, channel=0))
+    assert_same(second, s2t(path, channel=1))
+
+
+def test_a_tensor_with_gradient_is_samples(s2t) -> None:
+    samples = noise(0.4, 8000)
+    tensor = torch.from_numpy(samples).requires_grad_()
+    assert_same(s2t(tensor, fs=8000), s2t(samples, fs=8000))
 
 
 def test_list_of_another_length_is_refused(s2t) -> None:
@@ -371,9 +402,36 @@ def test_checkpoint_of_another_model_is_refused_by_its_keys(
         Speech2Text(config, path)
 
 
+@pytest.mark.parametrize("content", [b"", b"weights", b"PK\x03\x04 cut"])
+def test_what_is_no_checkpoint_is_refused_by_name(
+    experiment, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "cut.pth"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"checkpoint .*cut\.pth is unreadable"):
+        Speech2Text(experiment.exp / "config.yaml", path)
+    with pytest.raises(ConfigError, match=r"checkpoint.pth holds no model"):
+        Speech2Text(experiment.exp / "config.yaml", experiment.exp / "checkpoint.pth")
+
+
+def test_broken_config_and_zip_are_refused_by_name(tmp_path: Path) -> None:
+    for name in ("config.yaml", "model.pth", "model.zip"):
+        (tmp_path / name).write_text("a: [")
+    with pytest.raises(ConfigError, match=r"config.yaml is no YAML"):
+        Speech2Text(tmp_path / "config.yaml", tmp_path / "model.pth")
+    with pytest.raises(ConfigError, match=r"model.zip is no complete zip file"):
+        Speech2Text.from_pretrained(tmp_path / "model.zip")
+
+
 @pytest.mark.parametrize(
     "name, value",
     [
+        ("beam_size", "five"),
+        ("beam_size", 2.5),
+        ("ctc_weight", "high"),
+        ("penalty", None),
+        ("nbest", [1]),
+        ("normalize_length", 3),
         ("beam_size", 0),
         ("nbest", 0),
         ("batch_size", 0),

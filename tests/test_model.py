@@ -364,8 +364,8 @@ def test_the_split_is_a_fraction_of_all_training_batches():
         num_iters_per_epoch=6,
         max_epoch=4,
     )
-    assert int(model.encoder.split.batches_left) == 6 + 1
-    assert int(model.decoder.split.batches_left) == 12 + 1
+    assert int(model.encoder.split.batches_left) == 6
+    assert int(model.decoder.split.batches_left) == 12
 
 
 # ---- late split over a training run --------------------------------------------

@@ -39,7 +39,6 @@ def recipe(tmp_path, monkeypatch):
         "token_list": ["<blank>", "data", "decode.yaml.", "Müller"],
         "normalize_conf": {"stats_file": "exp/stats/feats_stats.npz"},
         "encoder_conf": {"output_size": 64},
-        "non_linguistic_symbols": None,
     }
     (exp / "config.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.chdir(folder)
@@ -86,6 +85,27 @@ def test_packing_leaves_the_experiment_as_it_was(recipe):
     assert pack("x.zip") == 0
     (recipe / "x.zip").unlink()
     assert {p: p.read_bytes() for p in recipe.rglob("*") if p.is_file()} == before
+
+
+def test_a_moved_experiment_packs_its_own_tokeniser_from_any_folder(
+    recipe, tmp_path, monkeypatch
+):
+    exp = recipe / "exp/smoe_x"
+    (exp / "bpe.model").write_bytes(b"pieces")
+    config = yaml.safe_load((exp / "config.yaml").read_text("utf-8"))
+    config["bpemodel"] = "exp/smoe_x/bpe.model"  # as trained, from the recipe
+    config["normalize_conf"]["stats_file"] = str(recipe / "exp/stats/feats_stats.npz")
+    (exp / "config.yaml").write_text(yaml.safe_dump(config))
+    moved = exp.rename(tmp_path / "moved")
+    # another model's file, where the config's path leads from here
+    elsewhere = tmp_path / "elsewhere/exp/smoe_x"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "bpe.model").write_bytes(b"of another model")
+    for folder in (tmp_path / "elsewhere", tmp_path):
+        monkeypatch.chdir(folder)
+        out = folder / "x.zip"
+        assert smoe_pack.main(["--exp_dir", str(moved), "--out", str(out)]) == 0
+        check_loaded(unpack(out, folder / "unpacked"))
 
 
 @pytest.mark.parametrize(

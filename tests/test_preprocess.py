@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from espnet_smoe.datadir import Utterance
-from espnet_smoe.files import read_table
 from espnet_smoe.guide import GuideError, GuideTable
-from espnet_smoe.preprocess import SMoEPreprocessor, write_targets
+from espnet_smoe.preprocess import SMoEPreprocessor, make_targets
 
 pytest_plugins = ["fixtures_exp"]
 
@@ -107,24 +105,23 @@ def test_further_axes_come_from_yaml_alone(experiment, tokens) -> None:
     assert data["language"].tolist() == [1]
 
 
-def test_targets_hold_the_models_tasks_only(tmp_path: Path) -> None:
+def test_targets_hold_the_models_tasks_only() -> None:
     table = GuideTable.from_mapping(GUIDES)
     texts = {"asr": "straße", "st_fr": "rue"}
-    write_targets(tmp_path / "targets", [utterance(texts)], table)
-    (line,) = read_table(tmp_path / "targets").values()
+    (line,) = make_targets([utterance(texts)], table).values()
     assert json.loads(line) == {"asr": "straße"}
 
 
-def test_utterance_without_the_models_tasks_is_refused(tmp_path: Path) -> None:
+def test_utterance_without_the_models_tasks_is_refused() -> None:
     table = GuideTable.from_mapping(GUIDES)
     with pytest.raises(GuideError, match=r"u: has references of \['st_fr'\] only"):
-        write_targets(tmp_path / "targets", [utterance({"st_fr": "rue"})], table)
+        make_targets([utterance({"st_fr": "rue"})], table)
 
 
-def test_utterance_with_an_unknown_guide_is_refused(tmp_path: Path) -> None:
+def test_utterance_with_an_unknown_guide_is_refused() -> None:
     table = GuideTable.from_mapping(GUIDES)
     with pytest.raises(GuideError, match="swb"):
-        write_targets(tmp_path / "t", [utterance(TEXTS, bandwidth="swb")], table)
+        make_targets([utterance(TEXTS, bandwidth="swb")], table)
     table = GuideTable.from_mapping({"bandwidth": ["wb"], "room": ["a"], **GUIDES})
     with pytest.raises(GuideError, match="utt2room is missing"):
-        write_targets(tmp_path / "t", [utterance(TEXTS)], table)
+        make_targets([utterance(TEXTS)], table)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -17,17 +20,22 @@ RECIPE = Path(__file__).resolve().parent.parent / "egs2" / "smoe_asr_st"
 TINY = [
     *("--demo_sizes", "24 2 2", "--nbpe", "100", "--speed_perturb_factors", "1.0 1.1"),
     *("--nj", "2", "--inference_nj", "1", "--inference_args", "--tasks asr st_de"),
-    *("--inference_tag", "decode_tiny"),
+    *("--smoe_tag", "demo", "--inference_tag", "decode_tiny"),
     "--smoe_args=--max_epoch 1 --num_iters_per_epoch 3 --batch_bins 200000"
     " --scheduler_conf total_steps=3",
 ]
 
 
-def run(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run run.sh with its data, dump and experiments in ``folder``."""
+def command(folder: Path, *options: str) -> list[str]:
+    """run.sh with its data, dump and experiments in ``folder``."""
     places = [f"--{p}dir={folder / p}" for p in ("data", "dump", "exp")]
+    return ["./run.sh", "--python", sys.executable, *places, *options]
+
+
+def run(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run ``command`` to its end."""
     return subprocess.run(
-        ["./run.sh", "--python", sys.executable, *places, *options],
+        command(folder, *options),
         cwd=RECIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdin=subprocess.DEVNULL,
@@ -35,6 +43,35 @@ def run(folder: Path, *options: str, **environment: str) -> subprocess.Completed
         text=True,
         timeout=600,
     )
+
+
+def run_until(folder: Path, sign: str, *options: str) -> None:
+    """Kill run.sh and all it started as soon as ``folder`` has a file like ``sign``."""
+    process = subprocess.Popen(
+        command(folder, *options),
+        cwd=RECIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not list(folder.glob(sign)):
+        assert time.monotonic() < deadline, f"no {sign}"
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def contents(folder: Path, part: str) -> dict[str, bytes]:
+    """Every file of a part of ``folder``, hidden ones too, as if it lay elsewhere."""
+    files = (p for p in (folder / part).rglob("*") if p.is_file())
+    return {
+        str(p.relative_to(folder)): p.read_bytes().replace(bytes(folder), b"@")
+        for p in files
+        if "token_list" not in p.parts
+    }
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +97,7 @@ def test_all_stages_succeed_and_leave_their_files(chain):
         "dump/raw/dev/text.st_de",
         "dump/raw/test/utt2fs",
         "data/token_list/bpe100/bpe.model",
-        "exp/smoe_stats/train/speech_shape",
+        "exp/smoe_stats_demo_24-2-2_bpe100_sp/train/speech_shape",
         "exp/smoe_demo/config.yaml",
         "exp/smoe_demo/valid.acc.ave.pth",
         "exp/smoe_demo/train.log",
@@ -117,6 +154,24 @@ def test_early_stages_rerun_with_the_same_result(chain):
     assert [(folder / name).read_bytes() for name in kept] == before
 
 
+def test_a_killed_stage_leaves_nothing_half_written_and_reruns(chain, tmp_path):
+    folder, _ = chain
+    options = [*TINY, "--stage", "1", "--stop_stage", "1"]
+    run_until(tmp_path, "data/.demo_audio.tmp/train/*.wav", *options)
+    assert [p.name for p in (tmp_path / "data").iterdir()] == [".demo_audio.tmp"]
+    again = run(tmp_path, *TINY, "--stop_stage", "2")
+    assert again.returncode == 0, again.stderr
+    assert contents(tmp_path, "data") == contents(folder, "data")
+
+    options = [*TINY, "--stage", "3", "--stop_stage", "4"]
+    run_until(tmp_path, "dump/raw/org/.train_sp.tmp/*.ark", *options)
+    assert [p.name for p in (tmp_path / "dump/raw").iterdir()] == ["org"]
+    assert [p.name for p in (tmp_path / "dump/raw/org").iterdir()] == [".train_sp.tmp"]
+    again = run(tmp_path, *options)
+    assert again.returncode == 0, again.stderr
+    assert contents(tmp_path, "dump/raw") == contents(folder, "dump/raw")
+
+
 def test_upload_without_login_is_refused_in_one_line(chain, tmp_path):
     folder, _ = chain
     process = run(
@@ -130,6 +185,9 @@ def test_upload_without_login_is_refused_in_one_line(chain, tmp_path):
     assert "not logged in" in process.stderr
 
 
+MANIFEST = ["--corpus", "manifest", "--manifest", "calls/may 7.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -140,12 +198,21 @@ def test_upload_without_login_is_refused_in_one_line(chain, tmp_path):
         (["--stage", "--ngpu", "1"], "option --stage needs a value"),
         (["--nj", "two"], "option --nj must be a whole number, got 'two'"),
         (["--skip_train", "yes"], "option --skip_train must be true or false"),
+        (["--max_wav_duration", "1e3"], "must be a number like 30.0, got '1e3'"),
+        (["--min_wav_duration=.", "--nj", "1"], "must be a number like 0.1, got '.'"),
         (["stray"], "unexpected argument 'stray'"),
+        (["--manifest", "my.jsonl"], "--manifest my.jsonl needs --corpus manifest"),
+        (["--corpus", "manifest"], "--corpus manifest needs --manifest FILE"),
+        ([*MANIFEST, "--seed", "1"], "options of --corpus demo"),
+        ([*MANIFEST, "--demo_sizes", "1 1 1"], "options of --corpus demo"),
+        (["--test_sets", "test dev"], "set 'dev' of --test_sets"),
+        (["--test_sets", "train"], "set 'train' of --test_sets"),
+        (["--test_sets", ""], "--test_sets names no set"),
         (["--stage", "15", "--skip_upload_hf", "false"], "--hf_repo user/name"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(tmp_path, options, message):
-    process = run(tmp_path, *options)
+    process = run(tmp_path, *options, MANIFEST="")
     assert process.returncode == 2
     assert process.stderr.count("\n") == 1
     assert message in process.stderr
@@ -162,7 +229,7 @@ def test_help_lists_every_option_of_the_script():
 
 @pytest.mark.parametrize(
     ("stage", "maker"),
-    [(2, 1), (3, 1), (4, 3), (5, 4), (10, 5), (11, 10), (13, 12), (14, 11), (15, 14)],
+    [(2, 1), (3, 1), (4, 3), (5, 4), (10, 5), (11, 5), (13, 12), (14, 11), (15, 14)],
 )
 def test_a_stage_without_its_input_names_the_stage_that_makes_it(
     tmp_path, stage, maker
@@ -183,7 +250,6 @@ def test_a_stage_without_its_input_names_the_stage_that_makes_it(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--corpus", "manifest"], "--manifest"),
         (["--corpus", "manifest", "--manifest", "no/such.jsonl"], "no/such.jsonl"),
         (["--corpus", "nothing"], "unknown corpus 'nothing'"),
         (["--train_config", "no/such.yaml"], "no/such.yaml"),
@@ -235,18 +301,69 @@ def test_a_cluster_script_gets_options_log_and_command(tmp_path):
     ]
 
 
-def test_experiments_with_other_settings_have_other_folders(tmp_path):
-    other = ["--train_config", "conf/demo/train_dense.yaml", "--stage", "14"]
-    assert "exp/smoe_train_dense/" in run(tmp_path, *other).stderr
-    longer = run(tmp_path, *other, "--smoe_args", "--max_epoch 7 --seed=2").stderr
-    assert "exp/smoe_train_dense_max_epoch7_seed2/" in longer
+DENSE = ["--train_config", "conf/demo/train_dense.yaml"]
 
 
-def test_run_gives_each_corpus_its_own_training_config(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ([], "demo"),
+        (["--demo_sizes", "", "--seed", "0", "--train_set=train"], "demo"),
+        (["--smoe_args", "--max_epoch 7 --seed=2"], "demo_max_epoch7_seed2"),
+        (["--smoe_args", "--seed=2"], "demo_seed2"),
+        (["--speed_perturb_factors", "0.9 1.0"], "demo_sp"),
+        (["--nbpe", "300"], "demo_bpe300"),
+        (["--demo_sizes", "9 2 2", "--seed=3"], "demo_9-2-2_seed3_train_smoe"),
+        (DENSE, "train_dense"),
+        ([*DENSE, "--smoe_args", "--max_epoch 7"], "train_dense_max_epoch7"),
+        ([*DENSE, "--seed", "3"], "demo_seed3_train_dense"),
+        (MANIFEST, "manifest_may_7_train_smoe"),
+        ([*MANIFEST, *DENSE], "manifest_may_7_train_dense"),
+        ([*MANIFEST, "--smoe_tag", "mine"], "mine"),
+    ],
+)
+def test_what_was_trained_otherwise_is_another_experiment(tmp_path, options, name):
     late = ["--stage", "14", "--stop_stage", "14"]
-    assert "exp/smoe_demo/" in run(tmp_path, *late).stderr
-    for corpus in (["--corpus", "manifest"], ["--corpus=manifest"]):
-        assert "exp/smoe_train_smoe/" in run(tmp_path, *late, *corpus).stderr
+    assert f"/exp/smoe_{name}/" in run(tmp_path, *late, *options).stderr
+
+
+def test_another_corpus_has_other_data_and_statistics(tmp_path):
+    # the default places are in the folder of the recipe: work on a copy
+    copy = tmp_path / "egs2/recipe"
+    shutil.copytree(
+        RECIPE, copy, ignore=shutil.ignore_patterns("conf", "data", "dump", "exp")
+    )
+    (copy / "conf").symlink_to((RECIPE / "conf").resolve())
+
+    def said(stage: int, *options: str) -> str:
+        """The stage's line of inputs and outputs; it fails, as its input is missing."""
+        only = ["--stage", str(stage), "--stop_stage", str(stage)]
+        process = subprocess.run(
+            ["./run.sh", "--python", sys.executable, *only, *options],
+            cwd=copy,
+            capture_output=True,
+            text=True,
+        )
+        return next(ln for ln in process.stdout.splitlines() if "Stage" in ln)
+
+    assert "audio of data at 16 kHz -> dump/raw" in said(3)
+    assert said(10).endswith("dump/raw/dev -> exp/smoe_stats")
+    seeded = ["--seed", "1"]
+    assert "audio of data/demo_seed1 at 16 kHz -> dump/demo_seed1/raw" in said(
+        3, *seeded
+    )
+    may = "manifest_may_7"
+    assert f"audio of data/{may} at 16 kHz -> dump/{may}/raw" in said(3, *MANIFEST)
+    assert said(10, *MANIFEST, "--nbpe", "300").endswith(
+        f"dump/{may}/raw/dev -> exp/smoe_stats_{may}_bpe300"
+    )
+    mine = [*MANIFEST, "--dumpdir", "mine"]
+    assert f"texts of mine/raw/train -> data/{may}/token_list" in said(5, *mine)
+
+
+def test_another_checkpoint_is_another_decoding(tmp_path):
+    options = ["--stage", "13", "--stop_stage", "13", "--inference_model", "7epoch.pth"]
+    assert "exp/smoe_demo/decode_7epoch ->" in run(tmp_path, *options).stdout
 
 
 def test_the_local_runner_logs_output_and_passes_the_status_on(tmp_path):

@@ -131,8 +131,8 @@ def test_late_split_comes_half_way(experiment) -> None:
     (left,) = [
         k for k in first if k.startswith("encoder") and k.endswith("batches_left")
     ]
-    assert int(first[left]) == 1  # three of six batches were tied
-    assert int(second[left]) == 0
+    assert first[left] == 0  # three of six batches were tied
+    assert second[left] == -torch.inf
     banks = [k for k in first if k.startswith("encoder.") and ".experts.0." in k]
     assert banks
     for key in banks:
@@ -148,7 +148,9 @@ def test_average_is_plain_arithmetic(experiment) -> None:
     assert len(stats) == 2  # both are among the two best
     for key, value in average.items():
         one, other = (m[key] for m in models)
-        if value.is_floating_point():
+        if key.endswith("batches_left"):
+            assert value == one + other, key  # minus infinity wins
+        elif value.is_floating_point():
             assert torch.allclose(value, (one + other) / 2, rtol=0, atol=1e-7), key
         elif key.endswith("num_batches_tracked"):
             assert int(value) == int(one) + int(other)
@@ -157,7 +159,7 @@ def test_average_is_plain_arithmetic(experiment) -> None:
 def test_average_over_the_split_is_split(experiment) -> None:
     average = load(experiment.exp / "valid.acc.ave.pth")
     for key in [k for k in average if k.endswith("batches_left")]:
-        assert int(average[key]) in (0, 1), key
+        assert average[key] == -torch.inf, key
 
 
 def test_global_normalisation_reads_the_statistics(experiment, tmp_path: Path) -> None:
@@ -183,6 +185,20 @@ def test_global_normalisation_reads_the_statistics(experiment, tmp_path: Path) -
             "task 'sum' must be 'asr' or 'st_XX'",
         ),
         ({"beam_sizes": 3}, "beam_sizes"),
+        ({"encoder_conf": 5}, "encoder_conf"),
+        ({"encoder_conf": {"experts": "bandwidth"}}, "experts must map"),
+        ({"encoder_conf": {"experts": {"axis": 5}}}, "experts.axis must be"),
+        (
+            {"encoder_conf": {"experts": {"axis": "bandwidth", "split_at": "half"}}},
+            "experts.split_at must be a number, got 'half'",
+        ),
+        (
+            {"encoder_conf": {"experts": {"axis": "bandwidth", "blocks": 0}}},
+            "experts.blocks must be",
+        ),
+        ({"encoder_conf": {"output_size": 15, "attention_heads": 2}}, "train.yaml"),
+        ({"optim_conf": {"learning_rate": 1.0}}, "learning_rate"),
+        ({"scheduler": "warmuplr", "scheduler_conf": {"steps": 3}}, "['steps']"),
         ({"encoder": "conformer"}, "--encoder must be one of ('smoe_conformer',)"),
     ],
 )
@@ -196,6 +212,33 @@ def test_bad_yaml_is_refused_in_one_line(
     conf = write_conf(tmp_path / "train.yaml", **changes)
     command = experiment.train_command(tmp_path / "exp", conf)
     assert message in refusal(command, capsys)
+    assert not (tmp_path / "exp").exists()
+
+
+def test_resuming_with_another_token_list_is_refused_and_changes_nothing(
+    experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exp = experiment.copy(tmp_path / "exp")
+    before = {p.name: p.read_bytes() for p in exp.iterdir() if p.is_file()}
+    tokens = shutil.copytree(experiment.tokens, tmp_path / "tokens")
+    lines = (tokens / "tokens.txt").read_text("utf-8").splitlines()
+    lines[-2], lines[-3] = lines[-3], lines[-2]
+    (tokens / "tokens.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    command = [*experiment.train_command(exp), "--resume", "true"]
+    command[command.index("--token_dir") + 1] = str(tokens)
+    assert "was trained with another token list" in refusal(command, capsys)
+    assert before == {p.name: p.read_bytes() for p in exp.iterdir() if p.is_file()}
+
+
+def test_statistics_of_other_utterances_are_refused(
+    experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stats = shutil.copytree(experiment.stats, tmp_path / "stats")
+    shapes = stats / "train" / "speech_shape"
+    shapes.write_text("".join(shapes.read_text().splitlines(True)[1:]))
+    command = experiment.train_command(tmp_path / "exp")
+    command[command.index("--stats_dir") + 1] = str(stats)
+    assert "name different utterances; run stage 10 again" in refusal(command, capsys)
 
 
 def test_token_list_without_a_guide_is_refused_in_one_line(

@@ -15,10 +15,10 @@ skip_train=false       # skip stages 10-11
 skip_eval=false        # skip stages 12-13
 skip_packing=false     # skip stage 14
 skip_upload_hf=true    # skip stage 15
-ngpu=0                 # GPUs per node; 0 = CPU
+ngpu=0                 # GPUs per node to train on; 0 = CPU; decoding uses one
 num_nodes=1            # nodes of the training (cmd_backend slurm or sge)
 nj=0                   # processes that prepare data; 0 = one per core
-inference_nj=0         # processes that decode; 0 = one per core or GPU
+inference_nj=0         # processes that decode on the CPU; 0 = one per core
 python=""              # interpreter; empty = .venv of this checkout, else python3
 corpus=demo            # demo or manifest
 manifest=""            # JSON Lines file of --corpus manifest
@@ -32,21 +32,27 @@ dumpdir=dump           # folder of the dumped audio
 expdir=exp             # folder of the experiments
 speed_perturb_factors="" # e.g. "0.9 1.0 1.1"; empty = no speed perturbation
 min_wav_duration=0.1   # shortest utterance to train on, s
-max_wav_duration=30    # longest utterance to train on, s
+max_wav_duration=30.0  # longest utterance to train on, s
 nbpe=500               # size of the token list
 token_listdir=""       # folder of the token list; empty = <datadir>/token_list/bpe<nbpe>
-smoe_stats_dir=""      # folder of the statistics; empty = <expdir>/smoe_stats
+corpus_tag=""          # corpus in the names of statistics and experiment; empty = none
+model_tag=""           # model in the name of the experiment; empty = from train_config
+smoe_stats_dir=""      # folder of the statistics; empty = <expdir>/smoe_stats[_<corpus_tag>]
 train_config=""        # training YAML
 smoe_args=""           # further training options, e.g. "--max_epoch 10"; they win
-smoe_tag=""            # name of the experiment; empty = from train_config and smoe_args
+smoe_tag=""            # name of the experiment; empty = from the tags above and smoe_args
 smoe_exp=""            # experiment folder; empty = <expdir>/smoe_<tag>
 resume=true            # go on where a killed training stopped
 inference_config=""    # decoding YAML
 inference_args=""      # further options of smoe_inference
-inference_tag=""       # name of the decoding; empty = from inference_config and _args
+inference_tag=""       # name of the decoding; empty = from inference_config, _args, _model
 inference_model=valid.acc.ave.pth # checkpoint to decode with
 hf_repo=""             # user/name on the Hugging Face hub (stage 15)
 # end of options
+
+# names say only what differs from these
+default_nbpe=${nbpe}
+default_model=${inference_model}
 
 . ./local/options.sh
 commandline="$0 $*"
@@ -88,27 +94,47 @@ unique() {
     done
 }
 
+if [ "${corpus}" = manifest ]; then
+    [ -n "${manifest}" ] || die "--corpus manifest needs --manifest FILE" 2
+    [ -z "${demo_sizes}" ] && [ "${seed}" -eq 0 ] \
+        || die "--demo_sizes and --seed are options of --corpus demo, got --corpus manifest" 2
+elif [ -n "${manifest}" ]; then
+    die "--manifest ${manifest} needs --corpus manifest, got --corpus ${corpus}" 2
+fi
+
 cores=$(getconf _NPROCESSORS_ONLN)
 [ "${nj}" -gt 0 ] || nj=${cores}
-if [ "${inference_nj}" -eq 0 ]; then
-    if [ "${ngpu}" -gt 0 ]; then inference_nj=${ngpu}; else inference_nj=${cores}; fi
-fi
+[ "${inference_nj}" -gt 0 ] || inference_nj=${cores}
+decode_gpus=$((ngpu > 0 ? 1 : 0))
 read -r -a tests <<<"${test_sets}"
+mapfile -t tests < <(unique "${tests[@]}")
 mapfile -t sets < <(unique "${train_set}" "${valid_set}" "${tests[@]}")
 read -r -a factors <<<"${speed_perturb_factors}"
 read -r -a sizes <<<"${demo_sizes}"
 read -r -a train_options <<<"${smoe_args}"
 read -r -a inference_options <<<"${inference_args}"
 [ ${#tests[@]} -gt 0 ] || die "--test_sets names no set" 2
+for dset in "${tests[@]}"; do
+    [[ ${dset} != "${train_set}" && ${dset} != "${valid_set}" ]] \
+        || die "set '${dset}' of --test_sets is also --train_set or --valid_set: those are filtered by length, test sets are scored whole" 2
+done
 
 token_listdir=${token_listdir:-${datadir}/token_list/bpe${nbpe}}
-smoe_stats_dir=${smoe_stats_dir:-${expdir}/smoe_stats}
-smoe_tag=${smoe_tag:-$(basename "${train_config}" .yaml)$(tag_of_args "${smoe_args}")}
+data_tag=
+[ "${nbpe}" -eq "${default_nbpe}" ] || data_tag+=_bpe${nbpe}
+[ ${#factors[@]} -eq 0 ] || data_tag+=_sp
+smoe_stats_dir=${smoe_stats_dir:-${expdir}/smoe_stats${corpus_tag:+_${corpus_tag}}${data_tag}}
+if [ -z "${smoe_tag}" ]; then
+    smoe_tag=${corpus_tag:+${corpus_tag}_}${model_tag:-$(basename "${train_config}" .yaml)}
+    smoe_tag+=$(tag_of_args "${smoe_args}")${data_tag}
+fi
 smoe_exp=${smoe_exp:-${expdir}/smoe_${smoe_tag}}
 if [ -z "${inference_tag}" ]; then
     inference_tag=$(basename "${inference_config}" .yaml)
     [[ ${inference_tag} == decode* ]] || inference_tag=decode_${inference_tag}
     inference_tag+=$(tag_of_args "${inference_args}")
+    [ "${inference_model}" = "${default_model}" ] \
+        || inference_tag+=_$(basename "${inference_model}" .pth)
 fi
 decode_dir=${smoe_exp}/${inference_tag}
 packed=${smoe_exp}/$(basename "${smoe_exp}").zip
@@ -134,11 +160,11 @@ run_stage() {
 if run_stage 1; then
     log "Stage 1: corpus ${corpus} -> ${datadir}/{${sets[*]}}"
     options=(--corpus "${corpus}")
+    [ -z "${manifest}" ] || options+=(--manifest "${manifest}")
     if [ "${corpus}" = demo ]; then
         options+=(--seed "${seed}")
         [ ${#sizes[@]} -eq 0 ] || options+=(--demo_sizes "${sizes[@]}")
     else
-        [ -z "${manifest}" ] || options+=(--manifest "${manifest}")
         options+=(--splits "${sets[@]}")
     fi
     "${python}" -m espnet_smoe.bin.smoe_data \
@@ -221,11 +247,12 @@ fi
 if run_stage 12; then
     for dset in "${tests[@]}"; do
         log "Stage 12: ${dumpdir}/raw/${dset} -> ${decode_dir}/${dset}"
-        ${decode_cmd} --gpu "${ngpu}" "${decode_dir}/log/${dset}.log" \
+        ${decode_cmd} --gpu "${decode_gpus}" "${decode_dir}/log/${dset}.log" \
             "${python}" -m espnet_smoe.bin.smoe_inference \
             --exp_dir "${smoe_exp}" --data_dir "${dumpdir}/raw/${dset}" \
             --inference_model "${inference_model}" --config "${inference_config}" \
-            --output_dir "${decode_dir}/${dset}" --ngpu "${ngpu}" --nj "${inference_nj}" \
+            --output_dir "${decode_dir}/${dset}" --ngpu "${decode_gpus}" \
+            --nj "${inference_nj}" \
             "${inference_options[@]}"
     done
 fi

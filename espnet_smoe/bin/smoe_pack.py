@@ -15,9 +15,6 @@ from espnet_smoe.bin.cli import run
 
 __all__ = ["PackError", "get_parser", "main", "named_files", "pack_model"]
 
-# options of the host whose value, if text, is a file the model needs
-_FILE_KEYS = ("bpemodel", "token_list", "non_linguistic_symbols")
-
 
 class PackError(ValueError):
     """The experiment folder lacks something the model needs."""
@@ -26,11 +23,11 @@ class PackError(ValueError):
 def named_files(config: Mapping[str, object]) -> Iterator[tuple[dict, str]]:
     """(mapping, key) of each file name in a training config.
 
-    These are the host's file options and ``*_file`` entries of ``*_conf`` blocks,
-    such as the statistics of ``normalize_conf``.
+    These are ``bpemodel`` and ``*_file`` entries of ``*_conf`` blocks, such as the
+    statistics of ``normalize_conf``.
     """
     for key, value in config.items():
-        if key in _FILE_KEYS and isinstance(value, str):
+        if key == "bpemodel" and isinstance(value, str):
             yield config, key
         if key.endswith("_conf") and isinstance(value, dict):
             for name, entry in value.items():
@@ -43,9 +40,10 @@ def pack_model(
 ) -> None:
     """Write ``out``: config, model, files of the config, decode YAML, RESULTS.
 
-    The config in the zip names its files by their place in the zip, which the
-    host's ``unpack`` and the hub's downloader turn into real paths. The zip appears
-    complete or not at all.
+    The sentencepiece model is the ``bpe.model`` beside the config if there, so that
+    a moved folder packs as well as it loads. The config in the zip names
+    its files by their place in the zip, which the host's ``unpack`` and the hub's
+    downloader turn into real paths. The zip appears complete or not at all.
 
     Raises:
         PackError: a file is missing, or ``out`` is no zip.
@@ -99,6 +97,8 @@ def _collect(config: dict, path: Path) -> dict[str, Path]:
     files = {}
     for mapping, key in named_files(config):
         source = Path(mapping[key])
+        if key == "bpemodel" and (path.parent / "bpe.model").is_file():
+            source = path.parent / "bpe.model"
         if not source.is_file():
             raise PackError(
                 f"{path}: {key} names {source}, which is no file; run from the folder "

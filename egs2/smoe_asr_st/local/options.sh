@@ -3,8 +3,9 @@
 #
 # The list is the block of lines `name=default  # meaning` between the lines
 # `# options` and `# end of options` of the script. Both `--name value` and
-# `--name=value` set the variable. A default that is a whole number or true/false asks
-# for the same of the value. Wrong usage: one line on standard error, status 2.
+# `--name=value` set the variable. A default that is a whole number, a number with a
+# decimal point or true/false asks for the same kind of value, a whole number being a
+# number too. Wrong usage: one line on standard error, status 2.
 
 parse_options() {
     local script=$1 line name value inside=false
@@ -62,6 +63,10 @@ parse_options() {
             *)
                 if [[ ${defaults[${name}]} =~ ^[0-9]+$ ]] && ! [[ ${value} =~ ^[0-9]+$ ]]; then
                     _wrong_usage "option --${name} must be a whole number, got '${value}'"
+                fi
+                if [[ ${defaults[${name}]} =~ ^[0-9]+\.[0-9]+$ ]] \
+                    && ! [[ ${value} =~ ^[0-9]+(\.[0-9]+)?$ ]]; then
+                    _wrong_usage "option --${name} must be a number like ${defaults[${name}]}, got '${value}'"
                 fi
                 ;;
         esac
