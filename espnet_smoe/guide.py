@@ -170,10 +170,6 @@ class GuideTable:
         """Guiding tokens of all axes, in order."""
         return tuple(t for a in self.axes for t in a.tokens)
 
-    def position(self, axis: str) -> int:
-        """Place of an axis in the prompt, 0-based and without ``<sos>``."""
-        return self.axes.index(self.axis(axis))
-
     def prompt(self, guides: Mapping[str, str]) -> tuple[str, ...]:
         """Decoder prompt of one row: a token for each axis, task last.
 

@@ -212,7 +212,7 @@ MANIFEST = ["--corpus", "manifest", "--manifest", "calls/may 7.jsonl"]
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(tmp_path, options, message):
-    process = run(tmp_path, *options, MANIFEST="")
+    process = run(tmp_path, "--stage", "15", *options, MANIFEST="")
     assert process.returncode == 2
     assert process.stderr.count("\n") == 1
     assert message in process.stderr

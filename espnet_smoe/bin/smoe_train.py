@@ -22,6 +22,16 @@ def _bool(text: str) -> bool:
     return text.lower() == "true"
 
 
+class _HelpHost(argparse.Action):
+    """Print the options of the host's trainer and leave."""
+
+    def __call__(self, *_: object) -> None:
+        from espnet_smoe.task import SMoETask
+
+        SMoETask.get_parser().print_help()
+        sys.exit(0)
+
+
 def get_parser() -> argparse.ArgumentParser:
     """Options of this tool."""
     parser = argparse.ArgumentParser(
@@ -48,17 +58,12 @@ def get_parser() -> argparse.ArgumentParser:
         help="true: only collect statistics into output_dir",
     )
     parser.add_argument(
-        "--help_host", action="store_true", help="list the host's options and leave"
+        "--help_host", action=_HelpHost, nargs=0, help="list the host's options"
     )
     return parser
 
 
 def _call(args: argparse.Namespace) -> None:
-    if args.help_host:
-        from espnet_smoe.task import SMoETask
-
-        SMoETask.get_parser().print_help()
-        return
     from espnet_smoe.train import collect_stats, train
 
     data = (args.config, args.train_dir, args.valid_dir, args.token_dir)

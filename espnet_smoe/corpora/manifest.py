@@ -7,7 +7,7 @@ One utterance a line:
      "start": 1.5, "end": 3.25, "channel": 0, "speaker": "ann", "bandwidth": "nb"}
 
 ``id``, ``audio``, ``split`` and ``texts`` are required. ``audio`` is absolute or
-relative to the manifest's folder, in a format of ``audio.read_audio``, at 8 kHz or more.
+relative to the manifest's folder, in a format that ``audio.read_audio`` takes.
 ``start`` and ``end`` (seconds) cut an utterance out of a longer file; ``channel``
 (from 0) is needed where the file has several; ``speaker`` is the id unless given.
 ``bandwidth`` follows from the native rate unless given. Further utterance axes of
