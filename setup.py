@@ -38,7 +38,7 @@ setup(
         "sacrebleu>=2.4",  # BLEU, chrF2 and TER with their signatures
         "jiwer>=4.0",  # WER and CER
         "tensorboard>=2.16",  # the host's training curves
-        "matplotlib>=3.8",  # chart of the scores, attention plots
+        "matplotlib>=3.8",  # chart of the scores
         "pyyaml>=6.0",  # confs
         "tqdm>=4.66",  # progress with time left
         "huggingface-hub>=0.30",  # published models: from_pretrained, stage 15

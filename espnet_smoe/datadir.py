@@ -18,17 +18,24 @@ The format is Kaldi's (``segments``, ``utt2spk``) with ESPnet's ``utt2num_sample
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from espnet_smoe.files import DataDirError, read_table, write_atomically, write_table
+from espnet_smoe.files import (
+    DataDirError,
+    read_table,
+    some_of,
+    write_atomically,
+    write_table,
+)
 
 __all__ = [
     "Utterance",
     "fill_datadir",
+    "load_dumped",
     "read_datadir",
     "write_datadir",
 ]
@@ -243,7 +250,7 @@ def _number(path: Path, utt: str, value: str, kind: type) -> float:
 def _read_part(path: Path, known: Mapping[str, str]) -> dict[str, str]:
     table = read_table(path) if path.exists() else {}
     if extra := sorted(set(table) - set(known)):
-        raise DataDirError(f"{path} names utterances not in utt2spk: {_some(extra)}")
+        raise DataDirError(f"{path} names utterances not in utt2spk: {some_of(extra)}")
     return table
 
 
@@ -252,7 +259,7 @@ def _read_full(path: Path, known: Mapping[str, str]) -> dict[str, str]:
         raise DataDirError(f"{path} is missing")
     table = _read_part(path, known)
     if missing := sorted(set(known) - set(table)):
-        raise DataDirError(f"{path} lacks utterances of utt2spk: {_some(missing)}")
+        raise DataDirError(f"{path} lacks utterances of utt2spk: {some_of(missing)}")
     return table
 
 
@@ -261,7 +268,7 @@ def _read_segments(
 ) -> dict[str, tuple[str, tuple[float, float]]]:
     if not (path / "segments").exists():
         if missing := sorted(set(known) - set(audio)):
-            raise DataDirError(f"{path}/wav.scp lacks {_some(missing)}")
+            raise DataDirError(f"{path}/wav.scp lacks {some_of(missing)}")
         return {}
     segments = {}
     for utt, line in _read_full(path / "segments", known).items():
@@ -275,8 +282,3 @@ def _read_segments(
         end = _number(path / "segments", utt, fields[2], float)
         segments[utt] = (fields[0], (start, end))
     return segments
-
-
-def _some(ids: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(ids) - limit} more" if len(ids) > limit else ""
-    return ", ".join(ids[:limit]) + more

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["DataDirError", "read_table", "write_atomically", "write_table"]
+__all__ = ["DataDirError", "read_table", "some_of", "write_atomically", "write_table"]
 
 
 class DataDirError(ValueError):
@@ -39,6 +39,16 @@ def read_table(path: Path) -> dict[str, str]:
     except UnicodeDecodeError as error:
         raise DataDirError(f"{path}: expected UTF-8 text: {error}") from None
     return table
+
+
+def some_of(ids: Sequence[str], limit: int = 5) -> str:
+    """The first few of many ids, for a message.
+
+    >>> some_of(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(ids) - limit} more" if len(ids) > limit else ""
+    return ", ".join(ids[:limit]) + more
 
 
 def write_table(path: Path, table: Mapping[str, object]) -> None:

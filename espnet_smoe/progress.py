@@ -11,18 +11,19 @@ __all__ = ["progress"]
 
 logger = logging.getLogger(__name__)
 
-_LOG_EVERY = 10.0  # s
 
-
-def progress[T](items: Iterable[T], total: int, what: str) -> Iterator[T]:
+def progress[T](
+    items: Iterable[T], total: int, what: str, log_every: float = 10.0
+) -> Iterator[T]:
     """Yield ``items``; show per cent and time left on standard error.
 
-    On a terminal a bar (tqdm); in a log file a line every ten seconds, since a bar
-    there is one endless line.
+    On a terminal a bar (tqdm); in a log file lines, since a bar there is one endless
+    line.
 
     Args:
         total: number of items.
         what: name of the work.
+        log_every: time between two lines, s.
     """
     from tqdm import tqdm
 
@@ -32,7 +33,7 @@ def progress[T](items: Iterable[T], total: int, what: str) -> Iterator[T]:
     start = last = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
-        if done and now - last >= _LOG_EVERY:
+        if done and now - last >= log_every:
             last = now
             left = tqdm.format_interval((now - start) / done * (total - done))
             logger.info("%s: %d %% done, %s left", what, 100 * done // total, left)

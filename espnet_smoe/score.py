@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from espnet_smoe.datadir import Utterance, read_datadir
+from espnet_smoe.files import some_of
 from espnet_smoe.guide import BANDWIDTH
 from espnet_smoe.metrics import ScoreError, bootstrap, measure, metrics_of
 from espnet_smoe.progress import progress
@@ -106,12 +107,12 @@ def _task_cells(
     if missing := sorted(set(referred) - set(hypotheses)):
         raise ScoreError(
             f"{path} has no hypothesis for {len(missing)} of {len(referred)} "
-            f"references: {_some(missing)}"
+            f"references: {some_of(missing)}"
         )
     if extra := sorted(set(hypotheses) - set(referred)):
         raise ScoreError(
             f"{path} has {len(extra)} hypotheses without a reference in set {name!r}: "
-            f"{_some(extra)}"
+            f"{some_of(extra)}"
         )
     bandwidths = {i: u.guides[BANDWIDTH] for i, u in sorted(referred.items())}
     for bandwidth in sorted(set(bandwidths.values())):
@@ -163,8 +164,3 @@ def _row(cell: Cell, metric: str) -> Row:
         reference_units=counted.reference_units,
         signature=counted.signature,
     )
-
-
-def _some(ids: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(ids) - limit} more" if len(ids) > limit else ""
-    return ", ".join(ids[:limit]) + more

@@ -1,7 +1,7 @@
 """The ESPnet task: YAML and options -> model, preprocessor, training.
 
 Importing this module registers ``smoe_conformer``, ``smoe_transformer`` and ``smoe``
-in the host's choices, so that its own tools can load what is trained here.
+in the choices of the host's ASR task.
 """
 
 from __future__ import annotations

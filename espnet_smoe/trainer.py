@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from espnet2.train.reporter import SubReporter
 from espnet2.train.trainer import Trainer
 
 from espnet_smoe.config import ConfigError
+from espnet_smoe.progress import progress
 
 __all__ = ["BACKUP", "SMoETrainer"]
 
@@ -46,7 +47,13 @@ class SMoETrainer(Trainer):
         options: Any,
         distributed_option: Any,
     ) -> bool:
-        """Back up the checkpoint of the epoch before, then train as the host does."""
+        """Back up the checkpoint of the epoch before, then train as the host does.
+
+        The host tells the time left once an epoch; here it comes every minute.
+        """
+        epoch = f"epoch {reporter.get_epoch()}/{options.max_epoch}"
+        if isinstance(iterator, Sized):
+            iterator = progress(iterator, len(iterator), epoch, log_every=60.0)
         if not distributed_option.distributed or distributed_option.dist_rank == 0:
             _back_up(Path(options.output_dir), reporter.get_epoch() - 1)
         return super().train_one_epoch(
