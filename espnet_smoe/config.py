@@ -9,7 +9,13 @@ from typing import Any
 
 from espnet_smoe.guide import ExpertMap, GuideTable
 
-__all__ = ["ConfigError", "ExpertConfig", "check_keys", "check_number"]
+__all__ = [
+    "ConfigError",
+    "ExpertConfig",
+    "check_device",
+    "check_keys",
+    "check_number",
+]
 
 
 class ConfigError(ValueError):
@@ -122,3 +128,18 @@ def check_number(name: str, value: object, kind: type = float) -> None:
     if isinstance(value, bool) or not isinstance(value, wanted):
         number = "a whole number" if kind is int else "a number"
         raise ConfigError(f"{name} must be {number}, got {value!r}")
+
+
+def check_device(device: str) -> None:
+    """Refuse a GPU where torch finds none.
+
+    Raises:
+        ConfigError: names the device.
+    """
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device {device} was asked for, but torch finds no GPU here; use the CPU "
+            "(--ngpu 0, device='cpu')"
+        )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from espnet_smoe.checkpoint import load_model
-from espnet_smoe.config import ConfigError
+from espnet_smoe.config import ConfigError, check_device
 from espnet_smoe.host import Hypothesis
 from espnet_smoe.query import Query, Speech, make_query
 from espnet_smoe.search import RowSearch, SearchConfig
@@ -68,6 +68,7 @@ class Speech2Text:
             nbest=nbest,
             batch_size=batch_size,
         )
+        check_device(device)
         self.device = device
         self.model, bpemodel = load_model(Path(asr_train_config), Path(asr_model_file))
         self.model.to(device).eval()
@@ -217,6 +218,8 @@ class Speech2Text:
         Raises:
             ValueError: as ``__call__``, or a list of another length than ``speech``.
         """
+        if isinstance(speech, (str, os.PathLike)):
+            raise ConfigError(f"batch_decode takes a list, got {speech!r}")
         if not isinstance(task, str) and all(isinstance(t, str) for t in task or ()):
             task = [task] * len(speech)
         columns = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -163,9 +164,10 @@ class SMoETask(host_asr.ASRTask):
 
     @classmethod
     def get_parser(cls) -> argparse.ArgumentParser:
-        """The host's parser, which takes no abbreviated option names here."""
+        """The host's parser, without abbreviations and with one line on an error."""
         parser = super().get_parser()
         parser.allow_abbrev = False
+        parser.error = _usage_error  # not 110 lines of usage
         return parser
 
     @classmethod
@@ -268,6 +270,11 @@ class SMoETask(host_asr.ASRTask):
         if args.init is not None:
             initialize(model, args.init)
         return model
+
+
+def _usage_error(message: str) -> None:
+    sys.stderr.write(f"smoe_train: {message}; see smoe_train --help_host\n")
+    sys.exit(2)
 
 
 def _build_frontend(conf: Mapping[str, Any]) -> DefaultFrontend:

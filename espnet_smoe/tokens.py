@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -135,9 +136,11 @@ def train_tokens(train_dir: Path, guides: GuideTable, nbpe: int, out_dir: Path) 
                 minloglevel=2,
             )
         except RuntimeError as error:
+            found = re.search(r"<= (\d+)", str(error))
+            hint = f"at most {found[1]}" if found else "more: every character needs one"
             raise TokenError(
-                f"no BPE of {nbpe} tokens from {len(texts)} references of {train_dir}: "
-                f"{str(error).splitlines()[-1]}"
+                f"nbpe {nbpe} does not fit the {len(texts)} references of {train_dir}; "
+                f"expected {hint}"
             ) from None
         lines = (folder / "bpe.vocab").read_text(encoding="utf-8").splitlines()
         pieces = [line.split("\t")[0] for line in lines]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from espnet_smoe.config import ConfigError, check_keys
+from espnet_smoe.config import ConfigError, check_device, check_keys
 from espnet_smoe.datadir import read_datadir
 from espnet_smoe.files import DataDirError, read_table, write_atomically, write_table
 from espnet_smoe.guide import GuideTable, read_guides
@@ -24,6 +24,12 @@ __all__ = ["collect_stats", "train"]
 logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "valid")
+
+# options that make a checkpoint fit or not
+_MODEL_KEYS = (
+    "guides", "frontend_conf", "normalize", "encoder", "encoder_conf", "decoder",
+    "decoder_conf", "model", "model_conf", "ctc_conf",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ def train(
     command += _schedule_options(config, command)
     args = _check_model(config, command)
     if args.resume and (output_dir / "checkpoint.pth").exists():
-        _check_same_experiment(output_dir, inputs)
+        _check_same_experiment(output_dir, inputs, args)
     output_dir.mkdir(parents=True, exist_ok=True)
     inputs.write(output_dir, output_dir / "data")
     _run_host(command)
@@ -188,6 +194,8 @@ def _check_model(config: Path, command: Sequence[str]) -> argparse.Namespace:
     from espnet_smoe.task import SMoETask
 
     args = _parse(config, command)
+    if args.ngpu > 0:
+        check_device("cuda")
     try:
         SMoETask.build_all(args)
     except ValueError:
@@ -200,22 +208,28 @@ def _check_model(config: Path, command: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _check_same_experiment(output_dir: Path, inputs: _Inputs) -> None:
-    """Refuse to resume what was begun with another token list or other guides."""
+def _check_same_experiment(
+    output_dir: Path, inputs: _Inputs, args: argparse.Namespace
+) -> None:
+    """Refuse to resume what was begun with another model or on other data."""
     recorded = output_dir / "config.yaml"
-    old = _read_yaml(recorded) if recorded.is_file() else {}
+    if not recorded.is_file():
+        return
+    old = _read_yaml(recorded)
+    other = [key for key in _MODEL_KEYS if old.get(key) != getattr(args, key)]
     tokens = (inputs.token_dir / "tokens.txt").read_text(encoding="utf-8").splitlines()
     bpemodels = output_dir / "bpe.model", inputs.token_dir / "bpe.model"
-    guides = {a.name: list(a.guides) for a in inputs.guides.axes}
-    if old and (
-        old.get("token_list") != tokens
-        or old.get("guides") != guides
-        or not (bpemodels[0].is_file() and filecmp.cmp(*bpemodels, shallow=False))
+    if old.get("token_list") != tokens or not (
+        bpemodels[0].is_file() and filecmp.cmp(*bpemodels, shallow=False)
     ):
+        other.append("token list")
+    targets = output_dir / "data" / "train" / "targets"
+    if targets.is_file() and read_table(targets) != inputs.targets["train"]:
+        other.append("training data")
+    if other:
         raise ConfigError(
-            f"{output_dir} was trained with another token list or other guides than "
-            f"{inputs.token_dir} and {inputs.config}: name another experiment folder, "
-            "or start it anew with --resume false"
+            f"{output_dir} was trained with another {', '.join(other)}: name another "
+            "experiment folder, or start it anew with --resume false"
         )
 
 

@@ -145,6 +145,15 @@ def test_a_late_stage_reruns_with_the_same_result(chain):
     assert read_rows(folder) == before
 
 
+def test_some_tasks_are_decoded_and_scored_alone(chain):
+    folder, _ = chain
+    only = ["--inference_tag", "only", "--inference_args=--tasks asr"]
+    done = run(folder, *TINY, *only, "--stage", "12", "--stop_stage", "13")
+    assert done.returncode == 0, done.stderr
+    (scores,) = folder.glob("exp/*/only/scores.json")
+    assert {row["task"] for row in json.loads(scores.read_text())["rows"]} == {"asr"}
+
+
 def test_early_stages_rerun_with_the_same_result(chain):
     folder, _ = chain
     kept = ["dump/raw/train_sp/utt2num_samples", "data/token_list/bpe100/tokens.txt"]

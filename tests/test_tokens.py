@@ -131,7 +131,7 @@ def test_impossible_size_is_refused_and_leaves_nothing(
     tmp_path: Path, nbpe: int
 ) -> None:
     data = write_data(tmp_path / "data", TEXTS)
-    with pytest.raises(TokenError, match=f"no BPE of {nbpe} tokens from 5 references"):
+    with pytest.raises(TokenError, match=f"nbpe {nbpe} does not fit the 5 references"):
         train_tokens(data, GUIDES, nbpe, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
 

@@ -230,6 +230,42 @@ def test_resuming_with_another_token_list_is_refused_and_changes_nothing(
     assert before == {p.name: p.read_bytes() for p in exp.iterdir() if p.is_file()}
 
 
+def test_resuming_another_model_or_other_data_is_refused_and_changes_nothing(
+    experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exp = experiment.copy(tmp_path / "exp")
+    before = (exp / "config.yaml").read_bytes()
+    conf = write_conf(tmp_path / "train.yaml", encoder_conf={"num_blocks": 3})
+    command = [*experiment.train_command(exp, conf), "--resume", "true"]
+    assert "was trained with another encoder_conf:" in refusal(command, capsys)
+    targets = exp / "data" / "train" / "targets"
+    targets.write_text(targets.read_text("utf-8").replace('"asr": "', '"asr": "x '))
+    command = [*experiment.train_command(exp), "--resume", "true"]
+    assert "was trained with another training data:" in refusal(command, capsys)
+    assert (exp / "config.yaml").read_bytes() == before
+
+
+def test_a_gpu_that_is_not_there_is_refused(
+    experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if torch.cuda.is_available():
+        return
+    command = [*experiment.train_command(tmp_path / "exp"), "--ngpu", "1"]
+    assert "torch finds no GPU" in refusal(command, capsys)
+
+
+def test_a_wrong_host_option_is_one_line_and_status_2(
+    experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in (["--max_epoc", "3"], ["--max_epoch", "two"]):
+        command = [*experiment.train_command(tmp_path / "exp"), *wrong]
+        with pytest.raises(SystemExit, match="2"):
+            smoe_train.main(command)
+        lines = capsys.readouterr().err.splitlines()
+        assert [x for x in lines if x.startswith("smoe_train: ")] == lines[-1:]
+    assert not (tmp_path / "exp").exists()
+
+
 def test_statistics_of_other_utterances_are_refused(
     experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -258,9 +258,20 @@ if run_stage 12; then
 fi
 
 if run_stage 13; then
+    # a decoding of some tasks is scored on these
+    scored=() reading=false
+    for word in "${inference_options[@]}"; do
+        case ${word} in
+            --tasks) reading=true ;;
+            --*) reading=false ;;
+            *) if [ "${reading}" = true ]; then scored+=("${word}"); fi ;;
+        esac
+    done
+    [ ${#scored[@]} -eq 0 ] || scored=(--tasks "${scored[@]}")
     log "Stage 13: scores of ${decode_dir} -> ${decode_dir}/{scores.json,RESULTS.md,scores.png}"
     "${python}" -m espnet_smoe.bin.smoe_score \
-        --decode_dir "${decode_dir}" --dump_dir "${dumpdir}/raw" --test_sets "${tests[@]}"
+        --decode_dir "${decode_dir}" --dump_dir "${dumpdir}/raw" --test_sets "${tests[@]}" \
+        "${scored[@]}"
 fi
 
 if run_stage 14; then
