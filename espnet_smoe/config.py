@@ -37,7 +37,7 @@ class ExpertConfig:
 
     ffn: str = "both"
     """FFNs of a Conformer block that get experts: ``macaron``, ``final``, ``both``.
-    A Transformer decoder block has one FFN and ignores it only as ``both``."""
+    A Transformer decoder block has one FFN: there only ``both`` is taken."""
 
     split_at: float = 0.0
     """Fraction of the training batches in [0, 1) that all utterances spend on the

@@ -10,7 +10,6 @@ import argparse
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import espnet2.tasks.asr as host_asr
@@ -37,7 +36,7 @@ from espnet_smoe.guide import GuideTable
 from espnet_smoe.host import register
 from espnet_smoe.model import SMoEModel
 from espnet_smoe.preprocess import SMoEPreprocessor
-from espnet_smoe.tokens import BLANK, SOS_EOS, UNK, TokenError, guide_token_ids
+from espnet_smoe.tokens import guide_token_ids, read_token_list
 from espnet_smoe.trainer import SMoETrainer
 
 __all__ = ["SMoETask", "split_batches"]
@@ -64,7 +63,7 @@ register(host_asr.model_choices, "smoe", SMoEModel)
 
 # what build_model fills in; not for YAML
 _BUILT = {
-    "self", "input_size", "guides", "guide_token_ids", "vocab_size", "token_list",
+    "input_size", "guides", "guide_token_ids", "vocab_size", "token_list",
     "encoder_output_size", "split_after", "frontend", "specaug", "normalize",
     "encoder", "decoder", "ctc",
 }  # fmt: skip
@@ -196,7 +195,7 @@ class SMoETask(host_asr.ASRTask):
         """The preprocessor of one data set."""
         return SMoEPreprocessor(
             train=train,
-            token_list=read_token_list(args),
+            token_list=read_token_list(args.token_list),
             bpemodel=args.bpemodel,
             guides=args.guides,
         )
@@ -216,7 +215,7 @@ class SMoETask(host_asr.ASRTask):
             ConfigError: a key is unknown or a value out of range.
             GuideError: guides do not fit together or with the token list.
         """
-        tokens = read_token_list(args)
+        tokens = read_token_list(args.token_list)
         args.token_list = tokens  # config.yaml then needs no other file
         guides = GuideTable.from_mapping(args.guides)
         token_ids = guide_token_ids(guides, tokens)
@@ -290,23 +289,3 @@ def _build_frontend(conf: Mapping[str, Any]) -> DefaultFrontend:
     if conf["center"]:
         raise ConfigError("frontend_conf.center must be false, got true")
     return DefaultFrontend(**conf)
-
-
-def read_token_list(args: argparse.Namespace) -> list[str]:
-    """The vocabulary, from the option's file or as recorded in config.yaml.
-
-    Raises:
-        TokenError: the file is missing, or special tokens are not at their places.
-    """
-    tokens = args.token_list
-    if isinstance(tokens, str):
-        if not Path(tokens).is_file():
-            raise TokenError(f"token list {tokens} is missing; stage 5 makes it")
-        tokens = Path(tokens).read_text(encoding="utf-8").splitlines()
-    ends = (*tokens[:2], *tokens[-1:])
-    if ends != (BLANK, UNK, SOS_EOS):
-        raise TokenError(
-            f"a token list must start with {BLANK}, {UNK} and end with {SOS_EOS}, got "
-            f"{list(ends)}"
-        )
-    return list(tokens)

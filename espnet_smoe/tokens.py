@@ -21,6 +21,7 @@ __all__ = [
     "BpeTokenizer",
     "TokenError",
     "guide_token_ids",
+    "read_token_list",
     "train_tokens",
 ]
 
@@ -89,12 +90,31 @@ def guide_token_ids(
     return {a.name: [place[t] for t in a.tokens] for a in guides.axes}
 
 
+def read_token_list(tokens: str | Sequence[str]) -> list[str]:
+    """The vocabulary, from its file or as config.yaml records it.
+
+    Raises:
+        TokenError: the file is missing, or special tokens are not at their places.
+    """
+    if isinstance(tokens, str):
+        if not Path(tokens).is_file():
+            raise TokenError(f"token list {tokens} is missing; stage 5 makes it")
+        tokens = Path(tokens).read_text(encoding="utf-8").splitlines()
+    ends = (*tokens[:2], *tokens[-1:])
+    if ends != (BLANK, UNK, SOS_EOS):
+        raise TokenError(
+            f"a token list must start with {BLANK}, {UNK} and end with {SOS_EOS}, got "
+            f"{list(ends)}"
+        )
+    return list(tokens)
+
+
 def train_tokens(train_dir: Path, guides: GuideTable, nbpe: int, out_dir: Path) -> None:
     """Train one BPE over the references of all tasks of the training set.
 
     Writes ``bpe.model``, ``bpe.vocab`` and ``tokens.txt`` (a token a line: ``<blank>``,
     ``<unk>``, the guiding tokens, pieces, ``<sos/eos>``). Guiding tokens are
-    sentencepiece control symbols' siblings, user-defined symbols: single ids.
+    user-defined symbols of sentencepiece: single ids.
 
     Args:
         train_dir: data directory.
