@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from espnet_smoe.config import ConfigError
 from espnet_smoe.datadir import Utterance, load_dumped, read_datadir
-from espnet_smoe.files import write_atomically
+from espnet_smoe.files import write_atomically, write_table
+from espnet_smoe.guide import BANDWIDTH, TASK
 from espnet_smoe.inference import Speech2Text
 from espnet_smoe.progress import progress
 from espnet_smoe.query import Query
@@ -35,11 +37,13 @@ def decode_datadir(
     tasks: Sequence[str] | None,
     nj: int,
     device: str,
+    force_bandwidth: str | None = None,
 ) -> None:
     """Decode a dumped set; ``output_dir`` appears complete or not at all.
 
     Writes ``text.<task>``, ``token.<task>`` and ``score.<task>`` (log probability of
-    the search), ``<id> <value>`` lines sorted by id; an empty text is the id alone.
+    the search), ``<id> <value>`` lines sorted by id; an empty text is the id alone;
+    and ``utt2bandwidth``, the guide that each utterance was decoded with.
 
     Args:
         exp_dir: experiment folder; inference_model: checkpoint in it.
@@ -48,6 +52,8 @@ def decode_datadir(
         tasks: tasks to decode for every utterance; None = those it has references of.
         nj: processes, 1 on a GPU.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
+        force_bandwidth: guide for every utterance, true or not, to see what a wrong
+            one costs; None = that of the data directory.
 
     Raises:
         ValueError: an input is missing or refused, or no utterance is left to decode.
@@ -65,9 +71,11 @@ def decode_datadir(
     )
     s2t = load()
     for task in tasks or ():
-        s2t.model.guides.axis("task").index(task)
+        s2t.model.guides.axis(TASK).index(task)
+    if force_bandwidth is not None:
+        s2t.model.guides.axis(BANDWIDTH).index(force_bandwidth)
     utterances = [
-        (utt, wanted)
+        (_with_bandwidth(utt, force_bandwidth), wanted)
         for utt in read_datadir(data_dir)
         if (wanted := [t for t in s2t.tasks if t in (tasks or utt.texts)])
     ]
@@ -93,7 +101,13 @@ def decode_datadir(
             raise ConfigError(
                 f"one of {nj} decoding processes was killed; out of memory?"
             ) from None
-    _write(output_dir, lines)
+    _write(output_dir, lines, {u.id: u.guides[BANDWIDTH] for u, _ in utterances})
+
+
+def _with_bandwidth(utt: Utterance, forced: str | None) -> Utterance:
+    if forced is None:
+        return utt
+    return replace(utt, guides={**utt.guides, BANDWIDTH: forced})
 
 
 def _decode_batch(
@@ -123,8 +137,11 @@ def _work(batch: Sequence[tuple[Utterance, Sequence[str]]]) -> list[Line]:
     return _decode_batch(_worker[0], batch)
 
 
-def _write(output_dir: Path, lines: Sequence[Line]) -> None:
+def _write(
+    output_dir: Path, lines: Sequence[Line], bandwidths: Mapping[str, str]
+) -> None:
     with write_atomically(output_dir) as folder:
+        write_table(folder / "utt2bandwidth", bandwidths)
         for task in sorted({line[1] for line in lines}):
             of_task = sorted(line for line in lines if line[1] == task)
             for name, column in (("text", 2), ("token", 3), ("score", 4)):

@@ -31,12 +31,14 @@ _PANELS = {"wer": "WER (%), lower is better", "bleu": "BLEU, higher is better"}
 
 def table(rows: Sequence[Row]) -> str:
     """Aligned plain text, one line per score."""
-    lines = [("set", "task", "bandwidth", "metric", "value", "[95 % interval]", "utts")]
+    head = ("set", "task", "bandwidth", "guide", "metric")
+    lines = [(*head, "value", "[95 % interval]", "utts")]
     lines += [
         (
             r.set,
             r.task,
             r.bandwidth,
+            r.guide,
             r.metric,
             f"{r.value:.2f}",
             f"[{r.low:.2f}, {r.high:.2f}]",
@@ -44,10 +46,10 @@ def table(rows: Sequence[Row]) -> str:
         )
         for r in rows
     ]
-    widths = [max(len(line[k]) for line in lines) for k in range(7)]
+    widths = [max(len(line[k]) for line in lines) for k in range(8)]
     return "\n".join(
         "  ".join(
-            field.ljust(width) if k < 4 else field.rjust(width)
+            field.ljust(width) if k < len(head) else field.rjust(width)
             for k, (field, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
@@ -95,11 +97,12 @@ def markdown(
         seed: of the training, if known.
     """
     metrics = [m for m in _TITLES if any(r.metric == m for r in rows)]
-    cells: dict[tuple[str, str, str], dict[str, Row]] = {}
+    cells: dict[tuple[str, ...], dict[str, Row]] = {}
     for r in rows:
-        cells.setdefault((r.set, r.task, r.bandwidth), {})[r.metric] = r
-    head = ["set", "task", "bandwidth", "utterances", *(_TITLES[m] for m in metrics)]
-    lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3)]
+        cells.setdefault((r.set, r.task, r.bandwidth, r.guide), {})[r.metric] = r
+    names = ["set", "task", "bandwidth", "guide"]
+    head = [*names, "utterances", *(_TITLES[m] for m in metrics)]
+    lines = [head, ["---"] * len(names) + ["---:"] * (len(head) - len(names))]
     for cell, scores in cells.items():
         utterances = str(next(iter(scores.values())).utterances)
         fields = [_field(scores.get(m)) for m in metrics]
@@ -123,6 +126,8 @@ def markdown(
             f"Per cent; in brackets the 95 % interval over {RESAMPLES} bootstrap "
             "resamples of the utterances.",
             "WER, CER and TER: lower is better. BLEU and chrF2: higher is better.",
+            "Guide: the bandwidth guide decoded with; one that is not the bandwidth is a "
+            "wrong guide.",
             "",
             *("| " + " | ".join(line) + " |" for line in lines),
             "",
@@ -143,7 +148,7 @@ def _cell_text(text: str) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Bar chart (PNG): a panel for WER, one for BLEU, a bar per bandwidth.
+    """Bar chart (PNG): a panel for WER, one for BLEU, a bar per bandwidth and guide.
 
     Lines on the bars are the 95 % intervals.
     """
@@ -154,10 +159,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     widths = [max(2, len(g)) for g in groups.values()]
     figure = Figure(figsize=(1.2 + 2.0 * sum(widths), 4.2), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False, width_ratios=widths)[0]
-    bandwidths = sorted({r.bandwidth for r in rows})
+    bars = list(dict.fromkeys((r.bandwidth, r.guide) for r in rows))
     for metric, axes in zip(shown, panels, strict=True):
         scores = [r for r in rows if r.metric == metric]
-        _draw_panel(axes, scores, groups[metric], bandwidths)
+        _draw_panel(axes, scores, groups[metric], bars)
         axes.set_title(_PANELS[metric])
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
@@ -179,12 +184,12 @@ def _draw_panel(
     axes: Axes,
     rows: Sequence[Row],
     groups: Sequence[tuple[str, str]],
-    bandwidths: Sequence[str],
+    bars: Sequence[tuple[str, str]],
 ) -> None:
-    width = 0.8 / len(bandwidths)
-    for k, bandwidth in enumerate(bandwidths):
-        mine = [r for r in rows if r.bandwidth == bandwidth]
-        shift = (k - (len(bandwidths) - 1) / 2) * width
+    width = 0.8 / len(bars)
+    for k, bar in enumerate(bars):
+        mine = [r for r in rows if (r.bandwidth, r.guide) == bar]
+        shift = (k - (len(bars) - 1) / 2) * width
         places = [groups.index((r.set, r.task)) + shift for r in mine]
         axes.bar(
             places,
@@ -193,7 +198,7 @@ def _draw_panel(
             color=_COLOURS[k % len(_COLOURS)],
             hatch=_HATCHES[k % len(_HATCHES)],
             edgecolor="white",
-            label=bandwidth,
+            label=bar[0] if bar[0] == bar[1] else f"{bar[0]} as {bar[1]}",
         )
         # ends as they are: an interval need not lie around the score
         axes.vlines(

@@ -18,9 +18,10 @@ from espnet_smoe.datadir import Utterance, load_dumped, read_datadir, write_data
 
 pytest_plugins = ["fixtures_exp"]
 
-NAMES = sorted(
+OF_TASKS = sorted(
     f"{kind}.{task}" for kind in ("text", "token", "score") for task in ("asr", "st_de")
 )
+NAMES = [*OF_TASKS, "utt2bandwidth"]
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +120,44 @@ def test_asked_tasks_are_decoded_for_every_utterance(
         smoe_inference.main(command(experiment, config, out, "--tasks", "st_de")) == 0
     )
     found = contents(out)
-    assert list(found) == [n for n in NAMES if n.endswith("st_de")]
+    assert list(found) == [n for n in NAMES if not n.endswith("asr")]
     assert ids(found["text.st_de"]) == [f"u{i}" for i in range(8)]
     assert set(decoded["text.st_de"].splitlines()) < set(
         found["text.st_de"].splitlines()
     )
+
+
+@pytest.mark.parametrize("guide", ["nb", "wb"])
+def test_a_forced_guide_is_that_guide_for_every_utterance(
+    experiment, config: Path, decoded, tmp_path: Path, guide: str
+) -> None:
+    labels = {u.id: u.guides["bandwidth"] for u in read_datadir(experiment.train)}
+    assert decoded["utt2bandwidth"] == "".join(f"{i} {b}\n" for i, b in labels.items())
+    out = tmp_path / "out"
+    forced = command(experiment, config, out, "--force_bandwidth", guide)
+    assert smoe_inference.main(forced) == 0
+    found = contents(out)
+    assert found["utt2bandwidth"] == "".join(f"{i} {guide}\n" for i in labels)
+    same = {i for i, b in labels.items() if b == guide}
+    assert 0 < len(same) < len(labels)
+    for task in ("asr", "st_de"):
+        lines = zip(
+            found[f"score.{task}"].splitlines(),
+            decoded[f"score.{task}"].splitlines(),
+            strict=True,
+        )
+        for one, other in lines:
+            equal = float(one.split()[1]) == pytest.approx(float(other.split()[1]))
+            assert equal == (one.split()[0] in same)
+
+
+def test_an_unknown_forced_guide_is_refused(
+    experiment, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(
+        experiment, config, tmp_path / "out", "--force_bandwidth", "swb"
+    )
+    assert "unknown bandwidth 'swb'; known: nb, wb" in refusal(arguments, capsys)
 
 
 def test_dump_gives_what_the_api_gives_on_the_recording(

@@ -10,11 +10,12 @@ from espnet_smoe.score import Row
 COMMAND = "python -m espnet_smoe.bin.smoe_score --test_sets test"
 
 
-def row(task, bandwidth, metric, value, low, high):
+def row(task, bandwidth, metric, value, low, high, guide=None):
     return Row(
         set="test",
         task=task,
         bandwidth=bandwidth,
+        guide=guide or bandwidth,
         metric=metric,
         value=value,
         low=low,
@@ -31,6 +32,7 @@ ROWS = [
     row("st_de", "nb", "bleu", 70.0, 65.0, 74.5),
     row("st_de", "wb", "bleu", 82.5, 79.0, 85.0),
 ]
+WRONG_GUIDE = row("asr", "nb", "wer", 12.0, 10.0, 14.0, guide="wb")
 
 
 def test_the_printed_table_is_aligned_and_complete():
@@ -38,23 +40,24 @@ def test_the_printed_table_is_aligned_and_complete():
     assert len(lines) == 5
     assert len({len(line) for line in lines}) == 1
     assert lines[1].split() == [
-        *("test", "asr", "nb", "wer", "9.25", "[7.50,", "11.12]", "60")
+        *("test", "asr", "nb", "nb", "wer", "9.25", "[7.50,", "11.12]", "60")
     ]
 
 
 def test_results_have_a_line_per_cell_a_column_per_metric_and_each_signature_once():
-    text = report.markdown(ROWS, "exp/decode", COMMAND)
+    text = report.markdown([*ROWS, WRONG_GUIDE], "exp/decode", COMMAND)
     lines = text.splitlines()
     assert lines[0] == "# RESULTS: exp/decode"
     assert f"- command: `{COMMAND}`" in lines
     table = [line for line in lines if line.startswith("|")]
     assert table == [
-        "| set | task | bandwidth | utterances | WER | BLEU |",
-        "| --- | --- | --- | ---: | ---: | ---: |",
-        "| test | asr | nb | 60 | 9.25 [7.50, 11.12] | - |",
-        "| test | asr | wb | 60 | 4.00 [3.00, 5.00] | - |",
-        "| test | st_de | nb | 60 | - | 70.00 [65.00, 74.50] |",
-        "| test | st_de | wb | 60 | - | 82.50 [79.00, 85.00] |",
+        "| set | task | bandwidth | guide | utterances | WER | BLEU |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: |",
+        "| test | asr | nb | nb | 60 | 9.25 [7.50, 11.12] | - |",
+        "| test | asr | wb | wb | 60 | 4.00 [3.00, 5.00] | - |",
+        "| test | st_de | nb | nb | 60 | - | 70.00 [65.00, 74.50] |",
+        "| test | st_de | wb | wb | 60 | - | 82.50 [79.00, 85.00] |",
+        "| test | asr | nb | wb | 60 | 12.00 [10.00, 14.00] | - |",
     ]
     assert lines.count("- `wer|unit:x`") == 1
 
@@ -67,8 +70,12 @@ def test_results_have_a_line_per_cell_a_column_per_metric_and_each_signature_onc
         ROWS[2:],
         [row("asr", "nb", "wer", 5.0, 6.0, 7.0)],
         [row("asr", "nb", "wer", 0.0, 0.0, 0.0)],
+        [*ROWS, WRONG_GUIDE],
     ],
-    ids=["both", "asr only", "st only", "interval beside the score", "no error"],
+    ids=[
+        *("both", "asr only", "st only", "interval beside the score", "no error"),
+        "wrong guide",
+    ],
 )
 def test_report_files_are_complete_and_no_temporary_file_stays(tmp_path, rows):
     report.write_report(tmp_path, rows, COMMAND)

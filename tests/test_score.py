@@ -1,6 +1,7 @@
 """Scores against plain references: an own Levenshtein, sacrebleu's public API."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import sacrebleu
 from sacrebleu.metrics import BLEU, CHRF, TER
 
 from espnet_smoe.bin.smoe_score import main
-from espnet_smoe.datadir import Utterance, write_datadir
+from espnet_smoe.datadir import Utterance, read_datadir, write_datadir
+from espnet_smoe.files import write_table
 from espnet_smoe.metrics import (
     RESAMPLES,
     SEED,
@@ -219,12 +221,48 @@ def test_rows_hold_one_score_per_set_task_bandwidth_and_metric(decoded):
         for metric in metrics
     ]
     assert list(rows[0]) == [
-        *("set", "task", "bandwidth", "metric", "value", "low", "high"),
+        *("set", "task", "bandwidth", "guide", "metric", "value", "low", "high"),
         *("utterances", "reference_units", "signature"),
     ]
     assert [r["utterances"] for r in rows[:4]] == [12] * 4
     # every fourth utterance, all of them wideband, has no translation
     assert [r["utterances"] for r in rows[4:]] == [12] * 3 + [6] * 3
+
+
+def test_a_wrong_guide_has_rows_of_its_own_after_the_true_ones(decoded):
+    for guide in ("nb", "wb"):
+        forced = decoded / f"exp/decode/force_{guide}/test"
+        shutil.copytree(decoded / "exp/decode/test", forced)
+        ids = [u.id for u in read_datadir(decoded / "dump/raw/test")]
+        write_table(forced / "utt2bandwidth", dict.fromkeys(ids, guide))
+    # what is said of narrowband speech as wideband is wrong in its first word
+    path = decoded / "exp/decode/force_wb/test/text.asr"
+    lines = path.read_text("utf-8").splitlines()
+    path.write_text("".join(f"{x.split()[0]} wrong\n" for x in lines), "utf-8")
+
+    assert run_main(decoded) == 0
+    alone = rows_of(decoded)
+    assert all(r["guide"] == r["bandwidth"] for r in alone)
+    assert run_main(decoded, "--force_bandwidths", "nb", "wb") == 0
+    rows = rows_of(decoded)
+    assert rows[: len(alone)] == alone
+    probed = {
+        (r["task"], r["bandwidth"], r["guide"], r["metric"]): r["value"]
+        for r in rows[len(alone) :]
+    }
+    true = {(r["task"], r["bandwidth"], r["metric"]): r["value"] for r in alone}
+    assert {key[1:3] for key in probed} == {("nb", "wb"), ("wb", "nb")}
+    assert len(probed) == len(true)
+    assert probed["asr", "nb", "wb", "wer"] == 100.0
+    del probed["asr", "nb", "wb", "wer"], probed["asr", "nb", "wb", "cer"]
+    for (task, bandwidth, _, metric), value in probed.items():
+        assert value == true[task, bandwidth, metric]
+
+
+def test_a_forced_decoding_that_was_not_forced_is_refused(decoded, capsys):
+    shutil.copytree(decoded / "exp/decode/test", decoded / "exp/decode/force_wb/test")
+    assert run_main(decoded, "--force_bandwidths", "wb") == 1
+    assert "every utterance decoded as wb, got nb" in capsys.readouterr().err
 
 
 def test_cell_scores_are_those_of_the_texts_of_the_cell(decoded):

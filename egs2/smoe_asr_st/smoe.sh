@@ -47,6 +47,7 @@ inference_config=""    # decoding YAML
 inference_args=""      # further options of smoe_inference
 inference_tag=""       # name of the decoding; empty = from inference_config, _args, _model
 inference_model=valid.acc.ave.pth # checkpoint to decode with
+force_bandwidths=""    # e.g. "nb wb": decode with these guides too, to see what a wrong one costs
 hf_repo=""             # user/name on the Hugging Face hub (stage 15)
 # end of options
 
@@ -113,6 +114,7 @@ read -r -a factors <<<"${speed_perturb_factors}"
 read -r -a sizes <<<"${demo_sizes}"
 read -r -a train_options <<<"${smoe_args}"
 read -r -a inference_options <<<"${inference_args}"
+read -r -a forced <<<"${force_bandwidths}"
 [ ${#tests[@]} -gt 0 ] || die "--test_sets names no set" 2
 for dset in "${tests[@]}"; do
     [[ ${dset} != "${train_set}" && ${dset} != "${valid_set}" ]] \
@@ -244,16 +246,24 @@ if run_stage 11; then
     fi
 fi
 
+# decode test set $1 into ${decode_dir}/$2; options of smoe_inference follow
+decode() {
+    log "Stage 12: ${dumpdir}/raw/$1 -> ${decode_dir}/$2"
+    ${decode_cmd} --gpu "${decode_gpus}" "${decode_dir}/log/${2//\//_}.log" \
+        "${python}" -m espnet_smoe.bin.smoe_inference \
+        --exp_dir "${smoe_exp}" --data_dir "${dumpdir}/raw/$1" \
+        --inference_model "${inference_model}" --config "${inference_config}" \
+        --output_dir "${decode_dir}/$2" --ngpu "${decode_gpus}" \
+        --nj "${inference_nj}" \
+        "${inference_options[@]}" "${@:3}"
+}
+
 if run_stage 12; then
     for dset in "${tests[@]}"; do
-        log "Stage 12: ${dumpdir}/raw/${dset} -> ${decode_dir}/${dset}"
-        ${decode_cmd} --gpu "${decode_gpus}" "${decode_dir}/log/${dset}.log" \
-            "${python}" -m espnet_smoe.bin.smoe_inference \
-            --exp_dir "${smoe_exp}" --data_dir "${dumpdir}/raw/${dset}" \
-            --inference_model "${inference_model}" --config "${inference_config}" \
-            --output_dir "${decode_dir}/${dset}" --ngpu "${decode_gpus}" \
-            --nj "${inference_nj}" \
-            "${inference_options[@]}"
+        decode "${dset}" "${dset}"
+        for guide in "${forced[@]}"; do
+            decode "${dset}" "force_${guide}/${dset}" --force_bandwidth "${guide}"
+        done
     done
 fi
 
@@ -271,7 +281,7 @@ if run_stage 13; then
     log "Stage 13: scores of ${decode_dir} -> ${decode_dir}/{scores.json,RESULTS.md,scores.png}"
     "${python}" -m espnet_smoe.bin.smoe_score \
         --decode_dir "${decode_dir}" --dump_dir "${dumpdir}/raw" --test_sets "${tests[@]}" \
-        "${scored[@]}"
+        --force_bandwidths "${forced[@]}" "${scored[@]}"
 fi
 
 if run_stage 14; then

@@ -30,6 +30,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tasks", nargs="+", help="decode these for every utterance, reference or not"
     )
+    parser.add_argument(
+        "--force_bandwidth",
+        metavar="GUIDE",
+        help="decode every utterance with this bandwidth guide, true or not: shows "
+        "what a wrong guide costs",
+    )
     parser.add_argument("--ngpu", type=int, default=0, help="1 = decode on a GPU")
     parser.add_argument("--nj", type=int, default=1, help="processes, without a GPU")
     return parser
@@ -49,6 +55,7 @@ def _call(args: argparse.Namespace) -> None:
         args.tasks,
         nj=1 if args.ngpu else args.nj,
         device="cuda" if args.ngpu else "cpu",
+        force_bandwidth=args.force_bandwidth,
     )
 
 

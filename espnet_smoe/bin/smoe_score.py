@@ -39,6 +39,14 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="TASK",
         help="score these tasks only; default: all with references or hypotheses",
     )
+    parser.add_argument(
+        "--force_bandwidths",
+        nargs="*",
+        default=[],
+        metavar="GUIDE",
+        help="also score what the sets decoded with this bandwidth guide throughout, "
+        "in <decode_dir>/force_GUIDE, say of utterances of another bandwidth",
+    )
     return parser
 
 
@@ -50,7 +58,13 @@ def main(cmd: Sequence[str] | None = None) -> int:
         from espnet_smoe.report import table, write_report
         from espnet_smoe.score import score_sets
 
-        rows = score_sets(args.decode_dir, args.dump_dir, args.test_sets, args.tasks)
+        rows = score_sets(
+            args.decode_dir,
+            args.dump_dir,
+            args.test_sets,
+            args.tasks,
+            args.force_bandwidths,
+        )
         command = shlex.join(["python", "-m", "espnet_smoe.bin.smoe_score", *given])
         write_report(args.decode_dir, rows, command)
         print(table(rows))
