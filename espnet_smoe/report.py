@@ -126,8 +126,8 @@ def markdown(
             f"Per cent; in brackets the 95 % interval over {RESAMPLES} bootstrap "
             "resamples of the utterances.",
             "WER, CER and TER: lower is better. BLEU and chrF2: higher is better.",
-            "Guide: the bandwidth guide decoded with; one that is not the bandwidth is a "
-            "wrong guide.",
+            "Guide: the bandwidth guide decoded with, a wrong one where it is not the "
+            "bandwidth.",
             "",
             *("| " + " | ".join(line) + " |" for line in lines),
             "",
