@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet_smoe.container import refusal
+from espnet_smoe.container import num_samples, read_column, refusal
 
 __all__ = [
     "MODEL_RATE",
@@ -34,9 +34,10 @@ __all__ = [
 MODEL_RATE = 16_000  # Hz
 NARROWBAND_RATE = 8_000  # Hz
 
+_HIGHEST_RATE = 768_000  # Hz, of the fastest audio converters
+_LOUDEST = 10.0  # 20 dB over full scale: such floats are no samples in [-1, 1]
 _FULL_SCALE = 1 << 15  # of 16-bit samples
 _SPEEDS = (0.5, 2.0)  # factors that still sound like speech
-_SKIP_BLOCK = 1 << 16  # samples
 
 
 class AudioError(ValueError):
@@ -62,11 +63,11 @@ def probe(path: Path | str) -> AudioInfo:
     """Read the header of an audio file and compare it with the file's size.
 
     Raises:
-        AudioError: missing, empty, truncated or not audio; zero length; a rate
-            under 8 kHz.
+        AudioError: missing, empty, truncated or not audio; a header that contradicts
+            itself or the file; zero length; a rate outside 8 to 768 kHz.
     """
-    with _opened(path) as file:
-        return AudioInfo(file.samplerate, file.frames, file.channels)
+    with _opened(path) as (file, length):
+        return AudioInfo(file.samplerate, length, file.channels)
 
 
 def read_audio(
@@ -86,16 +87,15 @@ def read_audio(
         Samples (S,) float32, full scale 1.0, and the native rate in Hz.
 
     Raises:
-        AudioError: as ``probe``; NaN or infinite samples; a segment outside the
-            file; a channel that is out of range or not given.
+        AudioError: as ``probe``; damaged; NaN, infinite or far too loud samples; a
+            segment outside the file; a channel that is out of range or not given.
     """
-    with _opened(path) as file:
+    with _opened(path) as (file, length):
         rate = file.samplerate
         column = _column(path, file.channels, channel)
-        start, stop = _span(path, file.frames, rate, segment)
+        start, stop = _span(path, length, rate, segment)
         try:
-            _skip(file, start)
-            samples = file.read(stop - start, dtype="float32", always_2d=True)
+            samples = read_column(Path(path), file, start, stop, column)
         except RuntimeError as error:
             raise AudioError(f"{path}: truncated or damaged: {error}") from None
     if len(samples) < stop - start:
@@ -103,13 +103,14 @@ def read_audio(
             f"{path}: truncated: expected {stop - start} samples from sample "
             f"{start} on, got {len(samples)}"
         )
-    one = np.ascontiguousarray(samples[:, column])
-    check_samples(one, str(path))
-    return one, rate
+    check_samples(samples, str(path))
+    return samples, rate
 
 
 def check_samples(samples: np.ndarray, name: str) -> None:
     """Refuse what is no audio: ``samples`` must be (S,) float, S > 0, finite.
+
+    They may exceed full scale, 1.0, but not tenfold: those are integers as floats.
 
     Raises:
         AudioError: it is not; the message starts with ``name``.
@@ -124,6 +125,11 @@ def check_samples(samples: np.ndarray, name: str) -> None:
     if not np.isfinite(samples).all():
         first = int(np.flatnonzero(~np.isfinite(samples))[0])
         raise AudioError(f"{name}: sample {first} is {samples[first]}, not a number")
+    if (loudest := float(max(samples.max(), -samples.min()))) > _LOUDEST:
+        raise AudioError(
+            f"{name}: float samples must lie in [-1, 1], got {loudest:.0f}; divide "
+            "16-bit values by 32768"
+        )
 
 
 def resample(samples: np.ndarray, rate: float, new_rate: float) -> np.ndarray:
@@ -154,7 +160,7 @@ def to_model_rate(samples: np.ndarray, rate: int) -> np.ndarray:
         (S',) float32, each k / 32768 with k in [-32768, 32767].
 
     Raises:
-        AudioError: ``samples`` are no audio, or ``rate`` is under 8 kHz.
+        AudioError: ``samples`` are no audio, or ``rate`` is not 8 to 768 kHz.
     """
     check_samples(samples, "audio")
     _check_rate(rate, "audio")
@@ -167,7 +173,7 @@ def bandwidth_of_rate(rate: int) -> str:
     """Bandwidth of a recording of that native rate (Hz): ``nb`` or ``wb``.
 
     Raises:
-        AudioError: under 8 kHz, or between 8 and 16 kHz, where it must be said.
+        AudioError: not 8 to 768 kHz, or between 8 and 16, where it must be said.
     """
     _check_rate(rate, "audio")
     if rate == NARROWBAND_RATE:
@@ -202,7 +208,7 @@ def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
 
 @contextmanager
 def _opened(path: Path | str) -> Iterator:
-    """A checked ``soundfile.SoundFile``."""
+    """A checked ``soundfile.SoundFile`` and its samples per channel."""
     import soundfile
 
     path = Path(path)
@@ -219,29 +225,21 @@ def _opened(path: Path | str) -> Iterator:
     with file:
         if reason := refusal(path, file):
             raise AudioError(f"{path}: {reason}")
-        if not file.frames:
+        length = num_samples(path, file)
+        if not length:
             raise AudioError(f"{path}: audio has zero length")
         _check_rate(file.samplerate, str(path))
-        yield file
-
-
-def _skip(file, count: int) -> None:
-    """Go to sample ``count`` of a file just opened."""
-    if count and file.seekable():
-        file.seek(count)
-        return
-    # codecs such as GSM 06.10 only go forward, and refuse even to seek to 0
-    while count:
-        read = len(file.read(min(count, _SKIP_BLOCK), dtype="float32"))
-        if not read:
-            return
-        count -= read
+        yield file, length
 
 
 def _check_rate(rate: int, name: str) -> None:
     if rate < NARROWBAND_RATE:
         raise AudioError(
             f"{name}: a rate of {rate} Hz is under the lowest, {NARROWBAND_RATE} Hz"
+        )
+    if rate > _HIGHEST_RATE:
+        raise AudioError(
+            f"{name}: a rate of {rate} Hz is over the highest, {_HIGHEST_RATE} Hz"
         )
 
 

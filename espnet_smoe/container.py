@@ -1,29 +1,29 @@
-"""Whether an audio file is of a format whose end can be checked, and is whole."""
+"""What to read of an audio file, and which files not to read at all."""
 
 from __future__ import annotations
 
-import re
+import hashlib
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["refusal"]
+import numpy as np
 
-# libsndfile's names of the containers whose end it or ``_ends_early`` checks. It
-# opens more (MAT5, VOC, ...), but takes what is left of a cut one for the whole. An
-# MP3 without a Xing frame does not say how long it is, so there nothing is checked.
+from espnet_smoe import extent
+
+__all__ = ["num_samples", "read_column", "refusal"]
+
+# libsndfile's names of the containers whose end ``extent`` checks. It opens more
+# (MAT5, VOC, ...), but takes what is left of a cut one for the whole.
 _CONTAINERS = (
     "AIFF", "AU", "FLAC", "MP3", "NIST", "OGG", "RF64", "W64", "WAV", "WAVEX",
 )  # fmt: skip
 _UNREADABLE = ("DWVW_12", "DWVW_16", "DWVW_24")  # soundfile fails to read these
 
-# Sizes in libsndfile's account of the header that cover the samples
-_SIZE_FIELD = re.compile(
-    r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)",
-    re.MULTILINE,
-)
-# Writers that cannot seek back put such a size where they do not know it
-_UNKNOWN_SIZE = 0x7FFF_0000
-_SPHERE_HEADER = 1024  # bytes
-_OGG_PAGE = 65_307  # bytes, the longest page of RFC 3533
+_FLAC_BYTES = {"PCM_S8": 1, "PCM_16": 2, "PCM_24": 3}  # of a sample
+# A header may claim any length: read what is there, some MB at a time
+_BLOCK = 1 << 20  # samples of all channels
 
 
 def refusal(path: Path, file) -> str | None:
@@ -41,32 +41,85 @@ def refusal(path: Path, file) -> str | None:
             f"cannot be read as audio: codec {file.subtype}; expected any other codec "
             f"of format {file.format}, such as PCM_16"
         )
-    if _ends_early(path, file):
-        return f"truncated: ends at sample {file.frames}"
-    return None
+    with _mapped(path) as raw:
+        return extent.fault(raw, file)
 
 
-def _ends_early(path: Path, file) -> bool:
-    """Whether bytes are missing that libsndfile silently does without."""
-    for declared, found in _SIZE_FIELD.findall(file.extra_info):
-        if int(found) < int(declared) < _UNKNOWN_SIZE:
-            return True
-    with path.open("rb") as raw:
-        if file.format == "NIST":
-            count = re.search(rb"sample_count -i (\d+)", raw.read(_SPHERE_HEADER))
-            return count is not None and file.frames < int(count[1])
-        if file.format == "OGG":
-            raw.seek(max(0, path.stat().st_size - _OGG_PAGE))
-            tail = raw.read()
-            return not _is_last_ogg_page(tail[tail.rfind(b"OggS") :])
-    return False
+def num_samples(path: Path, file) -> int:
+    """Samples per channel in a file that ``refusal`` finds nothing wrong with."""
+    with _mapped(path) as raw:
+        return extent.num_samples(raw, file)
 
 
-def _is_last_ogg_page(page: bytes) -> bool:
-    """Whether it is complete and ends a stream (RFC 3533, section 6)."""
-    header = 27  # bytes
-    if len(page) < header:
-        return False
-    is_last, segments = page[5] & 4, page[26]
-    length = header + segments + sum(page[header : header + segments])
-    return bool(is_last) and len(page) >= length
+def read_column(path: Path, file, start: int, stop: int, column: int) -> np.ndarray:
+    """Read one channel of a file just opened, from sample ``start`` to ``stop``.
+
+    Returns:
+        (S,) float32; S is under ``stop - start`` where the file ends early.
+
+    Raises:
+        RuntimeError: libsndfile cannot decode the file, or a FLAC file read whole has
+            other samples than its MD5 sum says.
+    """
+    is_whole = (start, stop) == (0, file.frames)
+    digest = _Digest(path, file) if file.format == "FLAC" and is_whole else None
+    _skip(path, file, start)
+    parts = []
+    while start < stop:
+        count = min(stop - start, max(1, _BLOCK // file.channels))
+        part = file.read(count, dtype="float32", always_2d=True)
+        parts.append(part[:, column].copy())
+        if digest:
+            digest.add(part)
+        if len(part) < count:  # reading on would jump over what is missing
+            break
+        start += count
+    if digest:
+        digest.compare()
+    return np.concatenate(parts)
+
+
+class _Digest:
+    """The MD5 sum of a FLAC file's samples, beside the one in its header."""
+
+    def __init__(self, path: Path, file) -> None:
+        with _mapped(path) as raw:
+            place = raw.find(b"fLaC") + 26  # of STREAMINFO, RFC 9639
+            self._expected = raw[place : place + 16]
+        self._bytes = _FLAC_BYTES[file.subtype]
+        self._found = hashlib.md5(usedforsecurity=False)
+
+    def add(self, samples: np.ndarray) -> None:
+        """Samples (S, channels), float32 of full scale 1.0."""
+        steps = (samples * 2.0 ** (8 * self._bytes - 1)).astype("<i4")
+        parts = steps.view(np.uint8).reshape(-1, 4)[:, : self._bytes]
+        self._found.update(parts.tobytes())
+
+    def compare(self) -> None:
+        unknown = bytes(16)
+        if self._expected not in (unknown, self._found.digest()):
+            raise RuntimeError("the samples do not have the MD5 sum in the header")
+
+
+def _skip(path: Path, file, count: int) -> None:
+    """Go to sample ``count`` of a file just opened."""
+    if count and file.seekable():
+        with _mapped(path) as raw:
+            near = min(count, extent.farthest_seek(raw, file))
+        file.seek(near)
+        count -= near
+    # codecs such as GSM 06.10 only go forward, and refuse even to seek to 0
+    while count:
+        read = len(file.read(min(count, _BLOCK), dtype="float32"))
+        if not read:
+            return
+        count -= read
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw,
+    ):
+        yield raw

@@ -66,6 +66,46 @@ def test_every_format_is_probed_and_read(tmp_path: Path, extension: str) -> None
     assert abs(len(samples) - 2 * rate) < rate // 10
 
 
+@pytest.mark.parametrize("rate", [8_000, 16_000, 96_000])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(
+    ("container", "codec", "floor"),  # dB, of what storing adds to the tone
+    [
+        *(("WAV", "PCM_16", -85), ("WAV", "PCM_24", -130), ("WAV", "FLOAT", -130)),
+        *(("WAV", "DOUBLE", -130), ("WAV", "PCM_U8", -40), ("WAV", "ULAW", -30)),
+        *(("WAV", "ALAW", -30), ("WAV", "IMA_ADPCM", -20), ("WAV", "MS_ADPCM", -20)),
+        *(("WAVEX", "PCM_24", -130), ("RF64", "PCM_24", -130), ("W64", "ULAW", -30)),
+        *(("AIFF", "PCM_24", -130), ("AIFF", "ULAW", -30), ("AIFF", "FLOAT", -130)),
+        *(("AU", "PCM_24", -130), ("AU", "ALAW", -30), ("FLAC", "PCM_24", -130)),
+        *(("NIST", "PCM_16", -85), ("NIST", "ULAW", -30), ("NIST", "PCM_24", -130)),
+    ],
+)
+def test_what_is_stored_is_read(tmp_path, container, codec, floor, rate, channels):
+    stored = np.stack([_tone(300 + 200 * c, rate, 0.5) for c in range(channels)], 1)
+    path = tmp_path / "a"
+    soundfile.write(path, stored, rate, codec, format=container)
+    for channel in range(channels):
+        samples, native = read_audio(path, channel=channel)
+        assert native == rate
+        assert len(samples) == probe(path).num_samples >= len(stored)
+        added = samples[: len(stored)] - stored[:, channel]
+        assert 20 * np.log10(np.std(added) / np.std(stored) + 1e-9) < floor
+
+
+def test_floats_over_full_scale_are_read_and_integers_as_floats_refused(tmp_path):
+    path = tmp_path / "a.wav"
+    loud = 3 * _tone(440, 16_000)
+    soundfile.write(path, loud, 16_000, "FLOAT")
+    np.testing.assert_array_equal(read_audio(path)[0], loud)
+    soundfile.write(path, 32_767 * loud, 16_000, "FLOAT")
+    reason = r"a\.wav: float samples must lie in \[-1, 1\], got 49\d+; divide 16-bit"
+    with pytest.raises(AudioError, match=reason):
+        read_audio(path)
+    for change in (lambda x: to_model_rate(x, 16_000), lambda x: change_speed(x, 1.1)):
+        with pytest.raises(AudioError, match="audio: float samples must lie in"):
+            change(32_767 * loud)
+
+
 @pytest.mark.parametrize("extension", FORMATS)
 @pytest.mark.parametrize("share", [0.5, 0.85])
 def test_a_truncated_file_is_refused(
@@ -284,6 +324,8 @@ def test_overshoot_is_clipped_and_never_wraps(rate: int) -> None:
 def test_the_model_rate_refuses_what_is_no_audio() -> None:
     with pytest.raises(AudioError, match="7999 Hz is under the lowest"):
         to_model_rate(np.zeros(100, np.float32), 7_999)
+    with pytest.raises(AudioError, match="768001 Hz is over the highest"):
+        to_model_rate(np.zeros(100, np.float32), 768_001)
     with pytest.raises(AudioError, match="sample 1 is nan"):
         to_model_rate(np.array([0.0, np.nan]), 16_000)
 
