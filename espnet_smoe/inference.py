@@ -176,7 +176,9 @@ class Speech2Text:
             speech: path, or (S,) array: float in [-1, 1] or int16.
             fs: rate of an array, Hz; a file brings its own.
             task: one task or several, which share one encoding.
-            bandwidth: guide; None = by the rate (8 kHz ``nb``, 16 kHz and up ``wb``).
+            bandwidth: guide; None = by the rate (8 kHz ``nb``, 16 kHz and up ``wb``);
+                ``"auto"`` = what ``detect_bandwidth`` hears in the speech. Where it
+                hears no speech, the rate says, and a warning is logged.
             channel: of a file with several, from 0.
             guides: further utterance axis -> guide, if the model has such axes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -17,14 +18,18 @@ from espnet_smoe.audio import (
     read_audio,
     to_model_rate,
 )
+from espnet_smoe.bandwidth import UNKNOWN, detect_bandwidth
 from espnet_smoe.config import ConfigError
 from espnet_smoe.guide import BANDWIDTH, TASK, GuideTable
+from espnet_smoe.quality import check_quality
 
 __all__ = ["Query", "Speech", "make_query"]
 
+logger = logging.getLogger(__name__)
+
 Speech = str | os.PathLike | np.ndarray | torch.Tensor
 
-_LOUDEST = 10.0  # 20 dB above full scale: such floats are no samples in [-1, 1]
+_AUTO = "auto"  # as a bandwidth: the detector says
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ def make_query(
 ) -> Query:
     """Read, check and resample one utterance; see ``Speech2Text.__call__``.
 
+    Clipping and other faults that do not keep it from being decoded are logged.
+
     Raises:
         ValueError: unusable audio, an array without ``fs``, a task, bandwidth or axis
             that the model does not have.
@@ -68,23 +75,42 @@ def make_query(
         except TypeError:
             raise AudioError(f"fs must be a whole number of Hz, got {fs!r}") from None
     if isinstance(speech, (str, os.PathLike)):
+        name = os.fspath(speech)
         samples, rate = read_audio(speech, channel=channel)
         if fs not in (None, rate):
             raise AudioError(f"{speech} has {rate} Hz, not fs={fs}")
     else:
+        name = "the array"
         samples, rate = _from_array(speech), fs
         if rate is None:
             raise AudioError("an array of samples needs its rate: pass fs= in Hz")
     if guides is not None and BANDWIDTH in guides:
         raise ConfigError("pass the bandwidth as bandwidth=, not among guides=")
+    for fault in check_quality(samples):
+        logger.warning("%s: %s", name, fault)
     if bandwidth is None:
         bandwidth = bandwidth_of_rate(rate)
+    elif bandwidth == _AUTO:
+        bandwidth = _detected(samples, rate, name)
     guides = {**(guides or {}), BANDWIDTH: bandwidth}
     if missing := [a.name for a in table.utterance_axes if a.name not in guides]:
         raise ConfigError(f"the model needs guides of the axes {missing}: pass guides=")
     for name, guide in guides.items():
         table.axis(name).index(guide)
     return Query(to_model_rate(samples, rate), guides, tasks)
+
+
+def _detected(samples: np.ndarray, rate: int, name: str) -> str:
+    """What the detector hears, else what the rate says, and then a warning."""
+    estimate = detect_bandwidth(samples, rate)
+    if estimate.bandwidth != UNKNOWN:
+        return estimate.bandwidth
+    bandwidth = bandwidth_of_rate(rate)
+    logger.warning(
+        "%s: bandwidth unknown (%s); decoded as %s, which its rate of %d Hz says",
+        *(name, estimate.reason, bandwidth, rate),
+    )
+    return bandwidth
 
 
 def _from_array(speech: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -99,9 +125,4 @@ def _from_array(speech: np.ndarray | torch.Tensor) -> np.ndarray:
         )
     samples = samples.astype(np.float32)
     check_samples(samples, "the array")
-    if (loudest := float(np.abs(samples).max())) > _LOUDEST:
-        raise AudioError(
-            f"float samples must lie in [-1, 1], got {loudest:.0f}; divide 16-bit "
-            "values by 32768"
-        )
     return samples

@@ -140,6 +140,48 @@ def test_bandwidth_can_be_said(s2t) -> None:
     assert s2t(noise(0.7, 11025), fs=11025, bandwidth="nb")
 
 
+def bursts(rate: int, top: float) -> np.ndarray:
+    """2 s of noise up to ``top`` Hz that comes and goes four times a second."""
+    length = 2 * rate
+    spectrum = np.fft.rfft(np.random.default_rng(3).standard_normal(length))
+    spectrum[np.fft.rfftfreq(length, 1 / rate) > top] = 0
+    loudness = np.sin(2 * np.pi * 2 * np.arange(length) / rate) ** 4
+    samples = np.fft.irfft(spectrum, length) * loudness
+    return np.rint(samples / np.abs(samples).max() * 20000) / np.float32(32768)
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("top, guide", [(3400.0, "<nb>"), (7800.0, "<wb>")])
+def test_auto_bandwidth_is_that_of_the_speech_and_not_of_the_rate(
+    s2t, rate: int, top: float, guide: str
+) -> None:
+    nbest = s2t(bursts(rate, top), fs=rate, bandwidth="auto")
+    assert s2t.model.token_list[int(nbest[0][3].yseq[1])] == guide
+
+
+def test_auto_bandwidth_of_silence_is_the_rates_with_a_warning(
+    s2t, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "still.wav", np.zeros(16000), 16000)
+    nbest = s2t(path, bandwidth="auto")
+    assert s2t.model.token_list[int(nbest[0][3].yseq[1])] == "<wb>"
+    assert f"{path}: bandwidth unknown (no speech: silence)" in caplog.text
+    with pytest.raises(AudioError, match="say the bandwidth"):
+        s2t(np.zeros(11025, np.float32), fs=11025, bandwidth="auto")
+
+
+def test_faults_of_a_recording_are_logged_with_its_name(
+    s2t, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loud = np.clip(3 * bursts(16000, 1000.0), -0.99, 0.99)
+    path = write(tmp_path / "loud.wav", loud, 16000)
+    s2t(path)
+    assert f"{path}: clipped: " in caplog.text
+    caplog.clear()
+    s2t(write(tmp_path / "fine.wav", bursts(16000, 1000.0), 16000))
+    assert "clipped" not in caplog.text
+
+
 def test_stereo_file_needs_a_channel(s2t, tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", noise(0.7, 44100, channels=2), 44100)
     with pytest.raises(AudioError, match="has 2 channels: say which"):
