@@ -30,7 +30,7 @@ setup(
         "torch>=2.11",  # networks, training; the host bounds it from above
         "numpy>=2.0",  # audio and label arrays
         "scipy>=1.15",  # filters of the telephone channel
-        "soundfile>=0.12.1",  # reads every audio format that libsndfile knows
+        "soundfile>=0.13",  # audio formats and codecs of libsndfile, Opus at a bit rate
         "librosa>=0.10.2",  # resampling to the model's rate, through soxr
         "soxr>=0.5",  # the resampler that librosa calls
         "kaldiio>=2.18",  # wav.scp and ark files of the dump

@@ -5,13 +5,16 @@ Files (one line per utterance, sorted by id, ``<id> <value>``):
     wav.scp            audio: a path, or ``file.ark:offset`` (recording ids if
                        ``segments`` is there)
     utt2spk, spk2utt   speaker
-    utt2fs             native rate, Hz
+    utt2fs             native rate of the recording, Hz
     utt2num_samples    samples at the rate of the stored audio
     utt2<axis>         guide on an utterance axis; ``utt2bandwidth`` always
     text.<task>        reference of a task; an utterance may lack some, not all
     segments           optional: ``<id> <recording> <start> <end>``, seconds
     utt2channel        optional: channel of a multi-channel file, from 0
     utt2speed          optional: speed factor to apply when dumping
+    utt2telephone      optional: seed of the telephone call to apply when dumping,
+                       after the speed; the rate and number of samples above stay
+                       those of the recording
 
 The format is Kaldi's (``segments``, ``utt2spk``) with ESPnet's ``utt2num_samples``.
 """
@@ -40,7 +43,7 @@ __all__ = [
     "write_datadir",
 ]
 
-_NOT_AXES = {"spk", "fs", "num_samples", "channel", "speed"}
+_NOT_AXES = {"spk", "fs", "num_samples", "channel", "speed", "telephone"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,8 @@ class Utterance:
         segment: (start, end) in ``audio``, seconds; None = the whole file.
         channel: channel of ``audio``, from 0; None = the file has one channel.
         speed: speed factor still to be applied, 1.0 = none.
+        telephone: seed of the telephone call still to be sent through, None = none;
+            the bandwidth is ``nb`` already.
     """
 
     id: str
@@ -71,6 +76,7 @@ class Utterance:
     segment: tuple[float, float] | None = None
     channel: int | None = None
     speed: float = 1.0
+    telephone: int | None = None
     # id of the recording in wav.scp when `segment` is set
     recording: str | None = field(default=None, compare=False)
 
@@ -81,6 +87,13 @@ class Utterance:
             raise DataDirError(f"{self.id}: speaker {self.speaker!r} must be one word")
         if "bandwidth" not in self.guides:
             raise DataDirError(f"{self.id}: no bandwidth guide, got {self.guides}")
+        if self.telephone is not None and (
+            self.telephone < 0 or self.guides["bandwidth"] != "nb"
+        ):
+            raise DataDirError(
+                f"{self.id}: a telephone call has a seed >= 0 and bandwidth 'nb', got "
+                f"{self.telephone} and {self.guides['bandwidth']!r}"
+            )
         if clash := sorted(_NOT_AXES & set(self.guides)):
             raise DataDirError(
                 f"{self.id}: an axis cannot be called {clash[0]!r}: utt2{clash[0]} "
@@ -152,6 +165,8 @@ def fill_datadir(folder: Path, utterances: Iterable[Utterance]) -> None:
     write_table(folder / "utt2channel", channels)
     speeds = {i: u.speed for i, u in utts.items() if u.speed != 1.0}
     write_table(folder / "utt2speed", speeds)
+    calls = {i: u.telephone for i, u in utts.items() if u.telephone is not None}
+    write_table(folder / "utt2telephone", calls)
     for axis in sorted({a for u in utts.values() for a in u.guides}):
         guides = {i: u.guides[axis] for i, u in utts.items() if axis in u.guides}
         write_table(folder / f"utt2{axis}", guides)
@@ -185,8 +200,9 @@ def read_datadir(path: Path) -> list[Utterance]:
         f.name[len("text.") :]: _read_part(f, speakers)
         for f in sorted(path.glob("text.*"))
     }
-    channels = _read_part(path / "utt2channel", speakers)
-    speeds = _read_part(path / "utt2speed", speakers)
+    channels = _read_numbers(path / "utt2channel", speakers, int)
+    speeds = _read_numbers(path / "utt2speed", speakers, float)
+    calls = _read_numbers(path / "utt2telephone", speakers, int)
     audio = read_table(path / "wav.scp")
     segments = _read_segments(path, speakers, audio)
 
@@ -203,12 +219,9 @@ def read_datadir(path: Path) -> list[Utterance]:
                 guides={a: t[i] for a, t in axes.items()},
                 texts={task: t[i] for task, t in texts.items() if i in t},
                 segment=segment,
-                channel=(
-                    _number(path / "utt2channel", i, channels[i], int)
-                    if i in channels
-                    else None
-                ),
-                speed=_number(path / "utt2speed", i, speeds.get(i, "1.0"), float),
+                channel=channels.get(i),
+                speed=speeds.get(i, 1.0),
+                telephone=calls.get(i),
                 recording=recording if segment else None,
             )
         )
@@ -252,6 +265,11 @@ def _read_part(path: Path, known: Mapping[str, str]) -> dict[str, str]:
     if extra := sorted(set(table) - set(known)):
         raise DataDirError(f"{path} names utterances not in utt2spk: {some_of(extra)}")
     return table
+
+
+def _read_numbers(path: Path, known: Mapping[str, str], kind: type) -> dict:
+    table = _read_part(path, known)
+    return {i: _number(path, i, value, kind) for i, value in table.items()}
 
 
 def _read_full(path: Path, known: Mapping[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Data directory -> dump: speed perturbation, 16 kHz audio in arks, length filter.
+"""Data directory -> dump: speed, telephone, 16 kHz audio in arks, length filter.
 
 Stages 2 to 4 of the recipe. A dump is a data directory whose ``wav.scp`` points into
 ``data_wav.<k>.ark`` files beside it: Kaldi archives of 16-bit wav entries at 16 kHz,
@@ -20,16 +20,24 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet_smoe.audio import MODEL_RATE, change_speed, read_audio, to_model_rate
+from espnet_smoe.audio import (
+    MODEL_RATE,
+    NARROWBAND_RATE,
+    change_speed,
+    read_audio,
+    to_model_rate,
+)
 from espnet_smoe.datadir import Utterance, fill_datadir, read_datadir, write_datadir
 from espnet_smoe.files import write_atomically
 from espnet_smoe.progress import progress
+from espnet_smoe.telephone import TelephoneLine, through_telephone
 
 __all__ = ["DumpError", "dump", "filter_by_length", "perturb_speed"]
 
 log = logging.getLogger(__name__)
 
 _SHARD = 250  # utterances per ark
+_FULL_SCALE = 1 << 15  # of 16-bit samples
 _SPEEDS = (0.7, 1.4)  # slower, and wideband would no longer be wideband
 
 
@@ -78,9 +86,10 @@ def perturb_speed(in_dir: Path, out_dir: Path, factors: Sequence[float]) -> None
 def dump(in_dir: Path, out_dir: Path, nj: int) -> None:
     """Write the audio of a data directory as 16 kHz, 16-bit arks.
 
-    Each utterance is cut out of its file and channel, changed in speed if asked, and
-    resampled by the one resampler that inference uses. The result is the same, byte
-    for byte, whatever ``nj`` is. Memory holds one utterance per process.
+    Each utterance is cut out of its file and channel, changed in speed and sent
+    through a telephone if asked, in this order, and resampled by the one resampler
+    that inference uses. The result is the same, byte for byte, whatever ``nj`` is.
+    Memory holds one utterance per process.
 
     Args:
         in_dir: data directory of stage 1 or 2.
@@ -119,6 +128,7 @@ def dump(in_dir: Path, out_dir: Path, nj: int) -> None:
                         segment=None,
                         channel=None,
                         speed=1.0,
+                        telephone=None,
                         recording=None,
                     )
                 )
@@ -179,17 +189,20 @@ def _read_samples(utt: Utterance) -> np.ndarray:
     """Audio of an utterance as stored in a dump: (S,) int16 at 16 kHz."""
     try:
         samples, rate = read_audio(utt.audio, segment=utt.segment, channel=utt.channel)
+        if rate != utt.fs:
+            raise DumpError(
+                f"{utt.audio} has {rate} Hz, utt2fs says {utt.fs} Hz; run stage 1 again"
+            )
         if utt.speed != 1.0:
             samples = change_speed(samples, utt.speed)
+        if utt.telephone is not None:
+            rng = np.random.default_rng(utt.telephone)
+            call = through_telephone(samples, rate, TelephoneLine(), rng)
+            samples, rate = call / np.float32(_FULL_SCALE), NARROWBAND_RATE
         samples = to_model_rate(samples, rate)
     except (ValueError, OSError) as error:
         raise DumpError(f"utterance {utt.id}: {error}") from error
-    if rate != utt.fs:
-        raise DumpError(
-            f"utterance {utt.id}: {utt.audio} has {rate} Hz, utt2fs says {utt.fs} Hz; "
-            "run stage 1 again"
-        )
-    return (samples * 32768).astype(np.int16)  # exact: k / 32768 came in
+    return (samples * _FULL_SCALE).astype(np.int16)  # exact: k / 32768 came in
 
 
 def filter_by_length(in_dir: Path, out_dir: Path, min_s: float, max_s: float) -> None:

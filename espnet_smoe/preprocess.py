@@ -1,4 +1,4 @@
-"""One utterance -> arrays: token ids per task, guide ids."""
+"""One utterance -> arrays: samples, token ids per task, guide ids."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 from espnet2.text.token_id_converter import TokenIDConverter
 from espnet2.train.preprocessor import AbsPreprocessor
 
+from espnet_smoe.augment import Augmentation
 from espnet_smoe.datadir import Utterance
-from espnet_smoe.guide import GuideError, GuideTable
+from espnet_smoe.guide import BANDWIDTH, GuideError, GuideTable
 from espnet_smoe.tokens import BpeTokenizer
 
 __all__ = ["SMoEPreprocessor", "make_targets"]
@@ -44,13 +45,15 @@ def make_targets(utterances: Sequence[Utterance], guides: GuideTable) -> dict[st
 class SMoEPreprocessor(AbsPreprocessor):
     """Turn what the host's data set read into the model's batch entries.
 
-    Nothing here alters the audio, so audio and bandwidth guide cannot disagree.
+    Only ``augmentation`` alters the audio; it says which guide is true afterwards.
 
     Args:
-        train: whether the data is for training (the host asks; no effect here).
+        train: whether the data is for training; the host says no for validation and
+            for the statistics of stage 10.
         token_list: the vocabulary.
         bpemodel: path of the sentencepiece model.
         guides: axis -> guides of the model (YAML ``guides``).
+        augmentation: happens to training data only.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class SMoEPreprocessor(AbsPreprocessor):
         token_list: Sequence[str],
         bpemodel: str,
         guides: Mapping[str, Sequence[str]],
+        augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__(train)
+        self.augmentation = augmentation
         self.guides = GuideTable.from_mapping(guides)
         self.tokenizer = BpeTokenizer(bpemodel)
         self.converter = TokenIDConverter(list(token_list))
@@ -76,7 +81,7 @@ class SMoEPreprocessor(AbsPreprocessor):
                 ``targets`` JSON of task -> text; one guide name per utterance axis.
 
         Returns:
-            ``speech`` (S,) float32; ``text_<task>`` (U,) int64 for every task, empty
+            ``speech`` (S',) float32; ``text_<task>`` (U,) int64 for every task, empty
             if the utterance lacks it; ``<axis>`` (1,) int64 guide id.
 
         Raises:
@@ -98,10 +103,13 @@ class SMoEPreprocessor(AbsPreprocessor):
                 f"{uid}: expected finite samples of one channel, got shape "
                 f"{speech.shape}"
             )
+        names = {name: data[name] for name in axes}
+        if self.train and self.augmentation is not None:
+            speech, names[BANDWIDTH] = self.augmentation(speech, names[BANDWIDTH])
         arrays = {"speech": speech}
         for name, axis in axes.items():
             try:
-                arrays[name] = np.array([axis.index(data[name])], dtype=np.int64)
+                arrays[name] = np.array([axis.index(names[name])], dtype=np.int64)
             except GuideError as error:
                 raise GuideError(f"{uid}: {error}") from None
         targets = json.loads(data["targets"])

@@ -29,6 +29,7 @@ from espnet2.utils.types import str_or_none
 
 import espnet_smoe
 from espnet_smoe.audio import MODEL_RATE
+from espnet_smoe.augment import Augmentation
 from espnet_smoe.config import ConfigError, ExpertConfig, check_keys
 from espnet_smoe.decoder import SMoETransformerDecoder
 from espnet_smoe.encoder import SMoEConformerEncoder
@@ -152,6 +153,12 @@ class SMoETask(host_asr.ASRTask):
             help="options of the host's CTC",
         )
         group.add_argument(
+            "--preprocessor_conf",
+            action=NestedDictAction,
+            default={},
+            help="augmentation of training audio: telephone, data_aug_effects, ...",
+        )
+        group.add_argument(
             "--espnet_smoe_version",
             default=espnet_smoe.__version__,
             help="recorded in config.yaml",
@@ -171,11 +178,12 @@ class SMoETask(host_asr.ASRTask):
 
     @classmethod
     def build_all(cls, args: argparse.Namespace) -> None:
-        """Build model, optimiser and scheduler, to see whether the options fit.
+        """Build all that training needs but data, to see whether the options fit.
 
         Raises:
             ConfigError: a key is unknown or a value out of range.
         """
+        cls.build_augmentation(args)
         optimizers = cls.build_optimizers(args, model=cls.build_model(args))
         if args.scheduler is not None:
             scheduler = scheduler_classes[args.scheduler]
@@ -198,7 +206,20 @@ class SMoETask(host_asr.ASRTask):
             token_list=read_token_list(args.token_list),
             bpemodel=args.bpemodel,
             guides=args.guides,
+            augmentation=cls.build_augmentation(args),
         )
+
+    @classmethod
+    def build_augmentation(cls, args: argparse.Namespace) -> Augmentation:
+        """What the options say training does to audio.
+
+        Raises:
+            ConfigError: a key is unknown, a value out of range, or an effect would
+                narrow the band.
+        """
+        check_conf("preprocessor", args.preprocessor_conf, Augmentation)
+        guides = GuideTable.from_mapping(args.guides)
+        return Augmentation(guides, **args.preprocessor_conf)
 
     @classmethod
     def required_data_names(

@@ -1,47 +1,99 @@
 """What a telephone line and a microphone do to speech.
 
-Band-pass, level, noise and G.711 mu-law companding, to make narrowband recordings
-out of studio speech. Frequencies in Hz, levels in dB relative to full scale (RMS).
+One telephone channel for all: the demo corpus, narrowband twins of wideband corpora,
+and augmentation in training. It band-passes, resamples to 8 kHz, sets the level, adds
+noise, codes and decodes, and may lose packets. Frequencies in Hz, levels in dB relative
+to full scale (RMS).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from espnet_smoe.audio import MODEL_RATE, NARROWBAND_RATE, resample
+from espnet_smoe.codec import check_codec, through_codec
+from espnet_smoe.config import ConfigError, check_keys, check_number
 
 __all__ = [
     "Microphone",
     "TelephoneLine",
-    "mulaw_decode",
-    "mulaw_encode",
     "through_microphone",
     "through_telephone",
 ]
 
 _FULL_SCALE = 1 << 15
 _HEADROOM = 0.98  # peaks are scaled down to this
-_MULAW_BIAS = 33  # G.711, on its 14-bit scale
-_MULAW_LARGEST = 8158  # largest 14-bit magnitude the code can hold
+_PACKET = 160  # samples: 20 ms
+_FADE = (80, 480)  # samples after a loss, 10 and 60 ms: the fade begins, is complete
 
 
 @dataclass(frozen=True)
 class TelephoneLine:
     """One call's properties are drawn uniformly from these ranges.
 
+    The defaults are of ordinary calls, fixed and mobile: +-10 dB around the -26 dB at
+    which speech is played into networks under test (ITU-T P.56 level), from a noisy
+    street to a quiet room, G.711 as in Europe and America or GSM, nothing lost.
+
     Args:
-        low_edge_hz: lower edge of the pass band (-3 dB).
-        high_edge_hz: range of its upper edge (-3 dB); at most 3400 as on a real line.
-        level_dbfs: range of the speech level (RMS), dB to full scale.
+        low_edge_hz: lower edge of the pass band (-3 dB), Hz.
+        high_edge_hz: range of its upper edge (-3 dB), Hz; 3400 on a real line.
+        level_dbfs: range of the speech level (RMS), dB to full scale, below 0.
         snr_db: range of the speech to noise ratio, dB.
+        codecs: names of ``codec.CODECS``; a call has one of them.
+        packet_loss: range of the share of 20 ms packets lost, in [0, 1); which ones
+            are lost is drawn packet by packet.
+
+    Raises:
+        ConfigError: names the field, the value and what was expected.
     """
 
     low_edge_hz: float = 300.0
     high_edge_hz: tuple[float, float] = (2800.0, 3400.0)
-    level_dbfs: tuple[float, float] = (-32.0, -20.0)
-    snr_db: tuple[float, float] = (-6.0, 6.0)
+    level_dbfs: tuple[float, float] = (-36.0, -16.0)
+    snr_db: tuple[float, float] = (10.0, 30.0)
+    codecs: tuple[str, ...] = ("mulaw", "alaw", "gsm")
+    packet_loss: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        half = NARROWBAND_RATE / 2
+        check_number("telephone.low_edge_hz", self.low_edge_hz)
+        if not 0 < self.low_edge_hz < half:
+            raise ConfigError(
+                f"telephone.low_edge_hz must lie between 0 and {half:g} Hz, got "
+                f"{self.low_edge_hz}"
+            )
+        for name, bounds in {
+            "high_edge_hz": (self.low_edge_hz, half),
+            "level_dbfs": (-math.inf, 0.0),
+            "snr_db": (-math.inf, math.inf),
+            "packet_loss": (0.0, 1.0),
+        }.items():
+            _check_range(f"telephone.{name}", getattr(self, name), *bounds)
+        if not isinstance(self.codecs, tuple) or not self.codecs:
+            raise ConfigError(
+                f"telephone.codecs must be a list of codecs, got {self.codecs!r}"
+            )
+        for codec in self.codecs:
+            check_codec(codec)
+
+    @classmethod
+    def from_mapping(cls, conf: Mapping[str, Any]) -> TelephoneLine:
+        """Build from YAML, where ranges and ``codecs`` are lists.
+
+        Raises:
+            ConfigError: an unknown key (lists the known ones) or a value out of range.
+        """
+        check_keys("telephone", conf, [f.name for f in dataclasses.fields(cls)])
+        return cls(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in conf.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -63,11 +115,16 @@ def through_telephone(
     """Send (S,) float speech of ``rate`` Hz through a telephone call.
 
     Noise comes after the band-pass, as the hiss of the line does, and all of it is
-    companded.
+    coded. Lost packets are concealed after decoding.
+
+    Args:
+        speech: S > 0.
+        rng: all draws come from it; a codec is drawn where there are several, lost
+            packets where some can be lost.
 
     Returns:
-        (S',) int16 at 8 kHz: values of the G.711 mu-law code, so storing them as
-        mu-law loses nothing.
+        (S',) int16 at 8 kHz, S' = ceil(S * 8000 / rate). Without packet loss they
+        are values of the codec, so storing a mu-law call as mu-law loses nothing.
     """
     from scipy.signal import butter, sosfilt
 
@@ -79,8 +136,14 @@ def through_telephone(
         ]
     )
     narrow = sosfilt(band, resample(speech.astype(float), rate, NARROWBAND_RATE))
-    heard = _record(narrow, line.level_dbfs, line.snr_db, rng)
-    return mulaw_decode(mulaw_encode(heard))
+    sent = _record(narrow, line.level_dbfs, line.snr_db, rng)
+    codec = rng.integers(len(line.codecs))  # draws nothing from a single one
+    heard = through_codec(sent, line.codecs[codec])
+    if line.packet_loss[1] > 0:
+        share = rng.uniform(*line.packet_loss)
+        lost = rng.random(-(-len(heard) // _PACKET)) < share
+        heard = _conceal(heard, lost)
+    return heard
 
 
 def through_microphone(
@@ -91,35 +154,42 @@ def through_microphone(
     return _record(wide, room.level_dbfs, room.snr_db, rng)
 
 
-def mulaw_encode(samples: np.ndarray) -> np.ndarray:
-    """G.711 mu-law code of 16-bit samples, equal to libsndfile's.
+def _check_range(name: str, value: object, lowest: float, highest: float) -> None:
+    """Refuse what is no (low, high) with lowest <= low <= high < highest."""
+    wanted = f"a range [low, high], {lowest:g} <= low <= high < {highest:g}"
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise ConfigError(f"{name} must be {wanted}, got {value!r}")
+    for number in value:
+        check_number(name, number)
+    low, high = value
+    if not (math.isfinite(low) and lowest <= low <= high < highest):
+        raise ConfigError(f"{name} must be {wanted}, got {list(value)}")
+
+
+def _conceal(samples: np.ndarray, lost: np.ndarray) -> np.ndarray:
+    """Fill lost packets with the last one that came, repeated and faded out.
 
     Args:
-        samples: int16, any shape.
+        samples: (S,) int16.
+        lost: (ceil(S / 160),) bool.
 
     Returns:
-        uint8 of that shape.
+        (S,) int16; silence where no packet came before.
 
-    Source: ITU-T G.711, table 2: sign, 3 bits of segment, 4 bits of step, inverted.
+    Source: after ITU-T G.711 Appendix I, whose fade this is (none for 10 ms, then 20 %
+    every 10 ms, silence from 60 ms on); it repeats pitch periods instead of packets.
     """
-    wide = samples.astype(np.int32)
-    magnitude = np.minimum(np.abs(wide) >> 2, _MULAW_LARGEST) + _MULAW_BIAS
-    # segment s holds the biased magnitudes of [2**(s + 5), 2**(s + 6))
-    segment = np.frexp(magnitude)[1] - 6
-    step = (magnitude >> (segment + 1)) & 0x0F
-    sign = np.where(wide < 0, 0x80, 0)
-    return (~(sign | segment << 4 | step) & 0xFF).astype(np.uint8)
-
-
-def mulaw_decode(codes: np.ndarray) -> np.ndarray:
-    """16-bit samples of G.711 mu-law codes: uint8 -> int16, same shape.
-
-    Source: ITU-T G.711, table 2.
-    """
-    bits = ~codes.astype(np.int32) & 0xFF
-    segment, step = bits >> 4 & 0x07, bits & 0x0F
-    magnitude = (((2 * step + _MULAW_BIAS) << segment) - _MULAW_BIAS) << 2
-    return np.where(bits & 0x80, -magnitude, magnitude).astype(np.int16)
+    numbers = np.arange(len(lost))
+    came = np.maximum.accumulate(np.where(lost, -1, numbers))  # -1: none so far
+    packets = np.pad(samples, (0, len(lost) * _PACKET - len(samples)))
+    packets = packets.reshape(-1, _PACKET)
+    # samples since the loss began; negative in a packet that came
+    since = (numbers - came - 1)[:, None] * _PACKET + np.arange(_PACKET)
+    begin, end = _FADE
+    gain = np.clip((end - since) / (end - begin), 0.0, 1.0)
+    gain[came < 0] = 0.0
+    filled = np.rint(packets[came] * gain).astype(np.int16)
+    return filled.reshape(-1)[: len(samples)]
 
 
 def _record(

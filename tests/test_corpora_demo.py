@@ -23,6 +23,7 @@ from espnet_smoe.corpora.demo_plan import SPLITS, plan, speakers
 from espnet_smoe.corpora.demo_speech import Delivery, SpeechError, Voice
 from espnet_smoe.datadir import read_datadir
 from espnet_smoe.guide import GuideTable
+from espnet_smoe.survey import SurveyError
 
 SIZES = (60, 4, 5)
 GUIDES = GuideTable.from_mapping(
@@ -271,6 +272,33 @@ def test_the_corpus_is_the_same_whatever_the_number_of_processes(
         assert _hashes(tmp_path / str(nj)) == _hashes(corpus)
 
 
+def test_the_survey_has_every_utterance_with_its_label(corpus: Path) -> None:
+    lines = (corpus / "survey/bandwidth.tsv").read_text().splitlines()
+    head, *rows = (line.split("\t") for line in lines)
+    found = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    utterances = {u.id: u for s in SPLITS for u in read_datadir(corpus / s)}
+    assert set(found) == set(utterances)
+    for utt, row in found.items():
+        assert row["label"] == utterances[utt].guides["bandwidth"]
+        assert (row["declared_by"], row["rate_hz"]) == ("key", str(utterances[utt].fs))
+        seconds = utterances[utt].num_samples / utterances[utt].fs
+        assert float(row["seconds"]) == pytest.approx(seconds, abs=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["header", "detect"])
+def test_the_corpus_is_the_same_whatever_it_sounds_like(
+    corpus: Path, tmp_path: Path, mode: str
+) -> None:
+    prepare_demo(tmp_path, SIZES, seed=5, nj=2, guides=GUIDES, bandwidth=mode)
+
+    def all_but_survey(datadir: Path) -> dict[str, str]:
+        return {k: v for k, v in _hashes(datadir).items() if "survey" not in k}
+
+    assert all_but_survey(tmp_path) == all_but_survey(corpus)
+    asked = (tmp_path / "survey/scores.png").exists()
+    assert asked == (mode == "detect")
+
+
 def test_another_seed_gives_another_corpus(corpus: Path, tmp_path: Path) -> None:
     prepare_demo(tmp_path, (4, 1, 1), seed=6, nj=1, guides=GUIDES)
     theirs = {r.english for r in plan(SIZES, seed=5)}
@@ -325,6 +353,12 @@ def test_guides_that_do_not_fit_are_refused(tmp_path, guides, reason: str) -> No
 def test_sizes_and_jobs_must_be_positive(tmp_path: Path, sizes, nj: int) -> None:
     with pytest.raises(DemoError, match="at least 1"):
         prepare_demo(tmp_path, sizes, seed=0, nj=nj, guides=GUIDES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mode_that_there_is_not_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SurveyError, match="'guess'"):
+        prepare_demo(tmp_path, SIZES, seed=0, nj=1, guides=GUIDES, bandwidth="guess")
     assert not list(tmp_path.iterdir())
 
 

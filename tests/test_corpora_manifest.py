@@ -1,14 +1,20 @@
 """Manifest corpus: what is written, and that every mistake is named at once."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
 import soundfile
 
+from espnet_smoe.audio import read_audio, resample
+from espnet_smoe.bandwidth import detect_bandwidth
 from espnet_smoe.bin.smoe_data import main
+from espnet_smoe.corpora.demo_speech import Delivery, Engine, Voice
 from espnet_smoe.corpora.manifest import ManifestError, prepare_manifest
-from espnet_smoe.datadir import read_datadir
+from espnet_smoe.datadir import load_dumped, read_datadir
+from espnet_smoe.dump import dump
+from espnet_smoe.files import read_table
 from espnet_smoe.guide import GuideTable
 
 GUIDES = GuideTable.from_mapping({"bandwidth": ["nb", "wb"], "task": ["asr", "st_de"]})
@@ -30,11 +36,11 @@ def prepare(tmp_path):
     """Write lines (dicts or raw text) and prepare them; a.wav is there."""
     write_wav(tmp_path / "a.wav")
 
-    def call(*lines, splits=("train",), guides=GUIDES, nj=1):
+    def call(*lines, splits=("train",), guides=GUIDES, nj=1, **options):
         manifest = tmp_path / "all.jsonl"
         text = [ln if isinstance(ln, str) else json.dumps(ln) for ln in lines]
         manifest.write_text("\n".join(text) + "\n", encoding="utf-8")
-        prepare_manifest(manifest, tmp_path / "data", guides, splits, nj)
+        prepare_manifest(manifest, tmp_path / "data", guides, splits, nj, **options)
         return {s: read_datadir(tmp_path / "data" / s) for s in splits}
 
     return call
@@ -201,6 +207,10 @@ def damage(path, kind):
         path.write_bytes(path.read_bytes()[:-4000])
     elif kind == "zero-length":
         soundfile.write(path, np.zeros(0), 16_000)
+    elif kind == "silent":
+        soundfile.write(path, np.zeros(8000), 16_000)
+    elif kind == "offset-only":
+        soundfile.write(path, np.full(8000, 0.25), 16_000)
     elif kind in ("nan", "inf"):
         samples = np.zeros(8000, np.float32)
         samples[7000] = float(kind)
@@ -215,7 +225,7 @@ def damage(path, kind):
     "kind",
     [
         *("missing", "empty", "text", "truncated", "zero-length", "nan", "inf"),
-        *("rate", "stereo", "11k"),
+        *("rate", "stereo", "11k", "silent", "offset-only"),
     ],
 )
 def test_audio_that_cannot_be_used_is_named(prepare, tmp_path, kind):
@@ -266,8 +276,223 @@ def test_splits_that_are_no_folder_names_are_refused(prepare, splits):
         prepare(entry(), splits=splits)
 
 
+def test_a_split_cannot_have_the_name_of_the_survey(prepare):
+    with pytest.raises(ManifestError, match="'survey'"):
+        prepare(entry(split="survey"), splits=("survey",))
+
+
 def test_blank_lines_and_a_byte_order_mark_do_no_harm(prepare):
     assert len(prepare("\ufeff" + json.dumps(entry()), "", "  ")["train"]) == 1
+
+
+# ------------------------------------------------------------------ sound and label
+
+
+@pytest.fixture(scope="module")
+def speech():
+    """Three sentences, 16 kHz: (S,) float."""
+    engine, rng = Engine(), np.random.default_rng(0)
+    spoken = engine.speak(
+        "this is the first sentence she saw six of the big ships in the sea and "
+        "that is how it was then we sat there for a while to see the sun set",
+        *(Voice("en-us", "f2"), Delivery(words_per_minute=180), 0),
+    )
+    samples = resample(spoken / (1 << 15), engine.rate, 16_000)
+    return samples + 0.001 * rng.standard_normal(len(samples))
+
+
+@pytest.fixture
+def recordings(tmp_path, speech):
+    """wide.wav; call.wav, the same from 8 kHz; short.wav, which nobody can tell."""
+    call = resample(resample(speech, 16_000, 8000), 8000, 16_000)[: len(speech)]
+    soundfile.write(tmp_path / "wide.wav", speech, 16_000)
+    soundfile.write(tmp_path / "call.wav", call, 16_000)
+    soundfile.write(tmp_path / "both.wav", np.stack([call, speech], 1), 16_000)
+    soundfile.write(tmp_path / "short.wav", speech[8000:8480], 16_000)
+    soundfile.write(
+        tmp_path / "11k.wav", resample(speech, 16_000, 11_025), 11_025, subtype="PCM_24"
+    )
+    return tmp_path
+
+
+def labels(utts):
+    return {u.id: u.guides["bandwidth"] for u in utts}
+
+
+@pytest.mark.parametrize("mode", ["header", "check", "detect"])
+def test_a_call_stored_at_16_khz_is_found_out(prepare, recordings, caplog, mode):
+    lines = [
+        entry("wide", audio="wide.wav"),
+        entry("call", audio="call.wav"),
+        entry("said", audio="wide.wav", bandwidth="nb"),
+        entry("short", audio="short.wav"),
+    ]
+    found = labels(prepare(*lines, bandwidth=mode)["train"])
+    call = "nb" if mode == "detect" else "wb"
+    assert found == {"wide": "wb", "call": call, "said": "nb", "short": "wb"}
+    clashes = {
+        "header": "",
+        "check": "2 utterances sound unlike their bandwidth label (call, said)",
+        "detect": "1 utterances sound unlike their bandwidth label (said)",
+    }
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == bool(clashes[mode])
+    assert clashes[mode] in "".join(warnings)
+
+
+def test_the_survey_has_every_line_and_the_detectors_own_score(prepare, recordings):
+    prepare(
+        entry("b", audio="wide.wav"), entry("a", audio="call.wav", split="dev"),
+        entry("c", audio="short.wav"), splits=("train", "dev"),
+    )  # fmt: skip
+    lines = (recordings / "data/survey/bandwidth.tsv").read_text().splitlines()
+    head, *rows = (line.split("	") for line in lines)
+    rows = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert list(rows) == ["b", "a", "c"]
+    for name, file in {"b": "wide", "a": "call"}.items():
+        samples = soundfile.read(recordings / f"{file}.wav", dtype="float32")[0]
+        estimate = detect_bandwidth(samples, 16_000)
+        assert rows[name]["score_db"] == f"{estimate.score:.1f}"
+        assert rows[name]["heard"] == estimate.bandwidth
+    assert rows["c"]["detected"] == "unknown"
+
+
+def test_a_short_segment_sounds_like_its_channel(prepare, recordings):
+    long, short = {"start": 0.1, "end": 6.0}, {"start": 0.5, "end": 0.53}
+    lines = [
+        entry(f"{kind}{channel}", audio="both.wav", channel=channel, **span)
+        for channel in (0, 1)
+        for kind, span in {"long": long, "short": short}.items()
+    ]
+    found = labels(prepare(*lines, bandwidth="detect")["train"])
+    assert found == {"long0": "nb", "short0": "nb", "long1": "wb", "short1": "wb"}
+
+
+def test_a_rate_that_does_not_tell_is_labelled_by_sound_only(prepare, recordings):
+    line = entry(audio="11k.wav")
+    estimate = detect_bandwidth(*read_audio(recordings / "11k.wav"))
+    assert labels(prepare(line, bandwidth="detect")["train"]) == {
+        "a": estimate.bandwidth
+    }
+    for mode in ("header", "check"):
+        with pytest.raises(ManifestError, match=r"line 1 \(a\): 11025 Hz .*detect"):
+            prepare(line, bandwidth=mode)
+
+
+def test_a_rate_and_a_sound_that_do_not_tell_are_a_mistake(prepare, recordings):
+    short = soundfile.read(recordings / "11k.wav")[0][5000:5300]
+    soundfile.write(recordings / "short.wav", short, 11_025)
+    with pytest.raises(ManifestError, match=r"line 1 .*sound does not tell .*say"):
+        prepare(entry(audio="short.wav"), bandwidth="detect")
+
+
+def test_a_bandwidth_heard_that_the_model_lacks_is_a_mistake(prepare, recordings):
+    guides = GuideTable.from_mapping({"bandwidth": ["wb"], "task": ["asr"]})
+    line = entry(audio="call.wav")
+    prepare(line, guides=guides, bandwidth="check")
+    with pytest.raises(ManifestError, match=r"its sound means bandwidth 'nb'.*: wb"):
+        prepare(line, guides=guides, bandwidth="detect")
+
+
+def test_a_silent_channel_names_the_one_that_is_not(prepare, tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 8000)
+    channels = np.stack([noise, np.zeros(8000), np.full(8000, 0.1), noise], 1)
+    soundfile.write(tmp_path / "four.wav", channels, 16_000)
+    with pytest.raises(ManifestError) as error:
+        prepare(*(entry(f"c{c}", audio="four.wav", channel=c) for c in range(4)))
+    _, first, second = str(error.value).splitlines()
+    assert "line 2 (c1)" in first
+    assert "four.wav: channel 1 is silent, all 8000 samples are 0" in first
+    assert "not so channel 0, 3" in first
+    assert "line 3 (c2)" in second
+    assert "channel 2 is silent" in second
+
+
+def test_flawed_audio_is_used_and_reported(prepare, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    noise = np.random.default_rng(0).standard_normal(16_000) * 0.3
+    for name, samples in {
+        "offset": noise / 3 + 0.2,
+        "clipped": np.clip(noise, -0.4, 0.4),
+        "beyond": noise * 5,
+        "fine": noise / 3,
+    }.items():
+        path = tmp_path / f"{name}.wav"
+        soundfile.write(path, samples, 16_000, subtype="FLOAT")
+    names = ("offset", "clipped", "beyond", "fine")
+    utts = prepare(*(entry(n, audio=f"{n}.wav") for n in names))["train"]
+    assert len(utts) == 4
+    lines = (tmp_path / "data/survey/bandwidth.tsv").read_text().splitlines()[1:]
+    warnings = {ln.split("	")[0]: ln.split("	")[-1] for ln in lines}
+    assert "DC offset" in warnings["offset"]
+    assert "clipped" in warnings["clipped"]
+    assert "beyond full scale" in warnings["beyond"]
+    assert warnings["fine"] == "-"
+    assert "3 with warnings" in caplog.text
+
+
+# ------------------------------------------------------------------ narrowband twins
+
+
+def test_each_wideband_utterance_gets_a_narrowband_twin(prepare, recordings):
+    lines = [
+        entry("a", audio="wide.wav", speaker="ann", texts={"asr": "x", "st_de": "y"}),
+        entry("b", audio="wide.wav", speaker="bob", split="dev", bandwidth="nb"),
+        entry("c", audio="both.wav", channel=1, start=1, end=2, split="dev"),
+    ]
+    sets = prepare(*lines, splits=("train", "dev"), narrowband_twins=True)
+    one, twin = sets["train"]
+    assert (twin.id, twin.speaker) == ("tel-a", "tel-ann")
+    assert (one.telephone, one.guides["bandwidth"]) == (None, "wb")
+    assert twin.guides == {"bandwidth": "nb"}
+    assert twin.telephone is not None
+    for same in ("audio", "fs", "num_samples", "texts", "segment", "channel"):
+        assert getattr(one, same) == getattr(twin, same)
+    assert [u.id for u in sets["dev"]] == ["b", "c", "tel-c"]
+    assert sets["dev"][2].segment == (1.0, 2.0)
+    assert sets["dev"][2].telephone != twin.telephone
+    order = read_table(recordings / "data/train/utt2spk")
+    assert list(order.values()) == sorted(order.values())
+
+
+def test_what_sounds_narrowband_gets_no_twin(prepare, recordings):
+    lines = [entry("a", audio="wide.wav"), entry("b", audio="call.wav")]
+    utts = prepare(*lines, bandwidth="detect", narrowband_twins=True)["train"]
+    assert [u.id for u in utts] == ["a", "b", "tel-a"]
+
+
+def test_the_call_of_a_twin_depends_on_its_id_alone(prepare, recordings):
+    lines = [entry(n, audio="wide.wav") for n in "abc"]
+    first = prepare(*lines, nj=1, narrowband_twins=True)["train"]
+    again = prepare(*lines[:0:-1], nj=2, narrowband_twins=True)["train"]
+    calls = {u.id: u.telephone for u in first if u.telephone is not None}
+    assert len(set(calls.values())) == 3
+    assert {u.id: u.telephone for u in again if u.telephone is not None}.items() < (
+        calls.items()
+    )
+
+
+def test_a_dumped_twin_sounds_like_its_guide(prepare, recordings):
+    utts = [entry(f"u{k}", audio="wide.wav", start=k, end=k + 3.5) for k in range(3)]
+    prepare(*utts, narrowband_twins=True)
+    dump(recordings / "data/train", recordings / "dump", nj=1)
+    for utt in read_datadir(recordings / "dump"):
+        heard = detect_bandwidth(load_dumped(utt), 16_000).bandwidth
+        assert heard == utt.guides["bandwidth"]
+        assert (heard == "nb") == utt.id.startswith("tel-")
+
+
+def test_an_id_that_is_that_of_a_twin_is_a_mistake(prepare):
+    lines = [entry("tel-a"), entry("b"), entry("a")]
+    prepare(*lines)
+    with pytest.raises(ManifestError, match=r"line 1 \(tel-a\): .*line 3 \(a\)"):
+        prepare(*lines, narrowband_twins=True)
+
+
+def test_twins_of_a_model_without_narrowband_are_refused(prepare):
+    guides = GuideTable.from_mapping({"bandwidth": ["wb"], "task": ["asr"]})
+    with pytest.raises(ManifestError, match=r"need the bandwidth guide 'nb'.* wb"):
+        prepare(entry(), guides=guides, narrowband_twins=True)
 
 
 def run_tool(tmp_path, *extra, conf="guides: {bandwidth: [nb, wb], task: [asr]}"):
@@ -282,12 +507,26 @@ def run_tool(tmp_path, *extra, conf="guides: {bandwidth: [nb, wb], task: [asr]}"
         "--splits": "train",
         **dict(zip(extra[::2], extra[1::2], strict=True)),
     }
-    return main([word for pair in options.items() for word in pair if word])
+    return main([word for pair in options.items() if pair[1] for word in pair])
 
 
 def test_the_tool_writes_the_data_directory(tmp_path):
     assert run_tool(tmp_path) == 0
     assert [u.id for u in read_datadir(tmp_path / "data/train")] == ["a"]
+
+
+def test_the_tool_passes_its_options_on(tmp_path):
+    assert (
+        run_tool(tmp_path, "--narrowband_twins", "true", "--bandwidth", "header") == 0
+    )
+    assert [u.id for u in read_datadir(tmp_path / "data/train")] == ["a", "tel-a"]
+    assert "--bandwidth header" in (tmp_path / "data/survey/survey.md").read_text()
+
+
+@pytest.mark.parametrize("option", ["--bandwidth", "--narrowband_twins"])
+def test_a_value_that_there_is_not_is_wrong_usage(tmp_path, option):
+    with pytest.raises(SystemExit, match="2"):
+        run_tool(tmp_path, option, "maybe")
 
 
 @pytest.mark.parametrize(
@@ -305,6 +544,12 @@ def test_the_tool_writes_the_data_directory(tmp_path):
         ),
         pytest.param(("--corpus", "x"), None, "known: demo, manifest", id="corpus"),
         pytest.param(("--corpus", "demo"), None, "go together", id="both"),
+        pytest.param(
+            ("--corpus", "demo", "--manifest", "", "--narrowband_twins", "true"),
+            None,
+            "has a telephone half",
+            id="demo-twins",
+        ),
     ],
 )
 def test_the_tool_refuses_in_one_line_with_status_1(

@@ -35,6 +35,7 @@ def utterances(draw):
     made = []
     for i in ids:
         tasks = draw(st.sets(st.sampled_from(["asr", "st_de"]), min_size=1))
+        call = draw(st.none() | st.integers(0, 2**32 - 1))
         made.append(
             utterance(
                 i,
@@ -43,12 +44,15 @@ def utterances(draw):
                 fs=draw(st.sampled_from([8000, 16_000, 44_100])),
                 num_samples=draw(st.integers(1, 10**9)),
                 guides={
-                    "bandwidth": draw(st.sampled_from(["nb", "wb"])),
+                    "bandwidth": draw(
+                        st.sampled_from(["nb", "wb"] if call is None else ["nb"])
+                    ),
                     "language": draw(st.sampled_from(["en", "fr"])),
                 },
                 texts={task: draw(texts) for task in tasks},
                 channel=draw(st.none() | st.integers(0, 7)),
                 speed=draw(st.sampled_from([0.9, 1.0, 1.1])),
+                telephone=call,
             )
         )
     return made
@@ -92,6 +96,7 @@ def test_the_files_are_kaldis(tmp_path):
     assert (folder / "spk2utt").read_text() == "ann a b\nb c\n"
     assert (folder / "text.asr").read_text().startswith("a good morning\n")
     assert not (folder / "segments").exists()
+    assert not (folder / "utt2telephone").exists()
 
 
 @pytest.mark.parametrize(
@@ -101,6 +106,8 @@ def test_the_files_are_kaldis(tmp_path):
         pytest.param({"id": ""}, id="no-id"),
         pytest.param({"speaker": "ann smith"}, id="speaker"),
         pytest.param({"guides": {}}, id="no-bandwidth"),
+        pytest.param({"guides": {"bandwidth": "wb"}, "telephone": 0}, id="wide-call"),
+        pytest.param({"telephone": -1}, id="seed"),
         pytest.param({"guides": {"bandwidth": "nb", "channel": "gsm"}}, id="axis-name"),
         pytest.param({"texts": {}}, id="no-text"),
         pytest.param({"texts": {"asr": "yes", "st_de": " "}}, id="empty-text"),
@@ -151,9 +158,9 @@ def test_a_file_that_lacks_an_utterance_is_named_with_it(tmp_path, name):
         read_datadir(tmp_path / "data")
 
 
-@pytest.mark.parametrize("name", ["utt2fs", "utt2channel", "text.asr"])
+@pytest.mark.parametrize("name", ["utt2fs", "utt2channel", "utt2telephone", "text.asr"])
 def test_a_file_that_names_a_foreign_utterance_is_refused(tmp_path, name):
-    write_datadir(tmp_path / "data", [utterance("a", channel=0)])
+    write_datadir(tmp_path / "data", [utterance("a", channel=0, telephone=0)])
     with (tmp_path / "data" / name).open("a") as file:
         file.write("zoe 1\n")
     with pytest.raises(DataDirError, match=f"{name} names .*zoe"):
@@ -162,8 +169,13 @@ def test_a_file_that_names_a_foreign_utterance_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize(
     "name, line",
-    [("utt2fs", "a 8k\n"), ("utt2num_samples", "a\n"), ("utt2spk", "a x\na y\n")],
-    ids=["no-number", "no-value", "doubled"],
+    [
+        pytest.param("utt2fs", "a 8k\n", id="no-number"),
+        pytest.param("utt2telephone", "a x\n", id="no-seed"),
+        pytest.param("utt2speed", "a fast\n", id="no-speed"),
+        pytest.param("utt2num_samples", "a\n", id="no-value"),
+        pytest.param("utt2spk", "a x\na y\n", id="doubled"),
+    ],
 )
 def test_a_bad_line_is_refused_with_its_file(tmp_path, name, line):
     write_datadir(tmp_path / "data", [utterance()])
@@ -216,3 +228,4 @@ def test_the_remains_of_a_killed_run_do_not_enter_the_next(tmp_path):
 def test_utterances_compare_by_what_is_stored():
     assert replace(utterance(), recording="r") == utterance()
     assert replace(utterance(), speed=0.9) != utterance()
+    assert replace(utterance(), telephone=0) != utterance()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import kaldiio
@@ -15,6 +16,7 @@ from espnet_smoe.bin import smoe_dump, smoe_filter, smoe_perturb_speed
 from espnet_smoe.datadir import Utterance, read_datadir, write_datadir
 from espnet_smoe.dump import DumpError, dump, filter_by_length, perturb_speed
 from espnet_smoe.files import read_table
+from espnet_smoe.telephone import TelephoneLine, through_telephone
 
 RATES = {"a": 8000, "b": 16_000, "c": 44_100, "d": 48_000}
 
@@ -181,6 +183,57 @@ def test_the_dump_applies_the_speed_once(data, tmp_path):
         np.testing.assert_array_equal(got / np.float32(32768), want)
         assert abs(len(got) - 0.3 * 16_000 / factor) <= 2
         assert utt.speed == 1.0
+
+
+@pytest.fixture
+def calls(data):
+    """Adds to ``data`` a twin of each utterance, to be sent through a telephone."""
+    utts = read_datadir(data)
+    twins = [
+        replace(u, id=f"tel-{u.id}", telephone=k, guides={"bandwidth": "nb"})
+        for k, u in enumerate(utts)
+    ]
+    write_datadir(data, [*utts, *twins])
+    return data
+
+
+def call_of(samples, rate, seed):
+    """The model's samples of a telephone call."""
+    rng = np.random.default_rng(seed)
+    call = through_telephone(samples, rate, TelephoneLine(), rng)
+    return to_model_rate(call / np.float32(32768), 8000)
+
+
+def test_the_dump_makes_the_call_of_the_seed(calls, tmp_path):
+    dump(calls, tmp_path / "org", nj=1)
+    stored, dumped = load(tmp_path / "org"), read_datadir(tmp_path / "org")
+    for k, name in enumerate(RATES):
+        want = call_of(*read_audio(str(calls.parent / f"{name}.wav")), k)
+        got = stored[f"tel-{name}"][1]
+        np.testing.assert_array_equal(got / np.float32(32768), want)
+        assert len(got) == pytest.approx(len(stored[name][1]), abs=2)
+    for utt in dumped:  # done once, not again by who dumps the dump
+        assert utt.telephone is None
+        assert utt.num_samples == len(stored[utt.id][1])
+        assert utt.fs == RATES[utt.id[-1]]
+        narrow = utt.fs == 8000 or utt.id.startswith("tel-")
+        assert utt.guides["bandwidth"] == ("nb" if narrow else "wb")
+
+
+def test_calls_do_not_depend_on_the_number_of_processes(calls, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "_SHARD", 3)
+    dump(calls, tmp_path / "one", nj=1)
+    dump(calls, tmp_path / "two", nj=2)
+    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "two")
+
+
+def test_speed_comes_before_the_telephone(calls, tmp_path):
+    perturb_speed(calls, tmp_path / "train_sp", [0.9])
+    dump(tmp_path / "train_sp", tmp_path / "org", nj=1)
+    samples, rate = read_audio(str(calls.parent / "b.wav"))
+    want = call_of(change_speed(samples, 0.9), rate, 1)
+    got = load(tmp_path / "org")["sp0.9-tel-b"][1]
+    np.testing.assert_array_equal(got / np.float32(32768), want)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from espnet_smoe.augment import Augmentation
 from espnet_smoe.datadir import Utterance
 from espnet_smoe.guide import GuideError, GuideTable
 from espnet_smoe.preprocess import SMoEPreprocessor, make_targets
@@ -47,20 +48,63 @@ def utterance(texts: dict[str, str], bandwidth: str = "wb") -> Utterance:
     )
 
 
-@pytest.mark.parametrize("train", [True, False])
+ALL = {  # happens to every wideband utterance
+    "telephone": {"prob": 1.0},
+    "data_aug_effects": [[1.0, "polarity_inverse", {}]],
+    "data_aug_prob": 1.0,
+}
+
+
+@pytest.mark.parametrize(("train", "conf"), [(True, {}), (False, {}), (False, ALL)])
 @pytest.mark.parametrize("bandwidth", ["nb", "wb"])
 def test_P9_samples_and_guide_pass_unchanged(
-    experiment, tokens, train: bool, bandwidth: str
+    experiment, tokens, train: bool, conf: dict, bandwidth: str
 ) -> None:
-    preprocess = SMoEPreprocessor(
-        train, tokens, str(experiment.tokens / "bpe.model"), GUIDES
-    )
+    """Without augmentation, and in validation and statistics even with it."""
+    augmentation = Augmentation(GuideTable.from_mapping(GUIDES), **conf)
+    bpe = str(experiment.tokens / "bpe.model")
+    preprocess = SMoEPreprocessor(train, tokens, bpe, GUIDES, augmentation)
     speech = np.random.default_rng(0).uniform(-1, 1, 4000).astype(np.float32)
     for _ in range(3):  # nothing random either
         data = preprocess("u", entry(speech=speech.copy(), bandwidth=bandwidth))
         assert data["speech"].dtype == np.float32
         assert np.array_equal(data["speech"], speech)
         assert data["bandwidth"].tolist() == [GUIDES["bandwidth"].index(bandwidth)]
+
+
+@pytest.mark.parametrize("dumped", [True, False])
+def test_P9_an_augmented_utterance_gets_the_guide_of_its_audio(
+    experiment, tokens, dumped: bool
+) -> None:
+    """The other guides and the texts stay; a dump's integers and floats are alike."""
+    guides = {"bandwidth": ["wb", "nb"], "room": ["a", "b"], "task": ["asr", "st_de"]}
+    augmentation = Augmentation(GuideTable.from_mapping(guides), **ALL)
+    bpe = str(experiment.tokens / "bpe.model")
+    preprocess = SMoEPreprocessor(True, tokens, bpe, guides, augmentation)
+    plain = SMoEPreprocessor(True, tokens, bpe, guides)
+    samples = np.random.default_rng(0).integers(-9_000, 9_000, 4_001).astype(np.int16)
+    speech = samples if dumped else (samples / 32_768).astype(np.float32)
+    np.random.seed(1)
+    data = preprocess("u", entry(speech=speech, room="b"))
+    np.random.seed(1)
+    expected, guide = augmentation((samples / 32_768).astype(np.float32), "wb")
+    assert guide == "nb"
+    assert data["bandwidth"].tolist() == [1]
+    assert data["speech"].dtype == np.float32
+    np.testing.assert_array_equal(data["speech"], expected)
+    for name, array in plain("u", entry(speech=speech, room="b")).items():
+        if name not in ("speech", "bandwidth"):
+            np.testing.assert_array_equal(data[name], array)
+
+
+def test_an_unknown_bandwidth_is_refused_before_and_after_augmentation(
+    experiment, tokens
+) -> None:
+    augmentation = Augmentation(GuideTable.from_mapping(GUIDES), **ALL)
+    bpe = str(experiment.tokens / "bpe.model")
+    preprocess = SMoEPreprocessor(True, tokens, bpe, GUIDES, augmentation)
+    with pytest.raises(GuideError, match=r"u7: unknown bandwidth 'swb'"):
+        preprocess("u7", entry(bandwidth="swb"))
 
 
 def test_texts_become_ids_of_the_token_list(preprocessor, tokens) -> None:

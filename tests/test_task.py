@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from espnet2.tasks import asr as host_asr
+from espnet2.train.distributed_utils import DistributedOption
 from espnet2.train.trainer import Trainer
+from tiny_experiment import write_conf
 
+from espnet_smoe.bin import smoe_train
 from espnet_smoe.config import ConfigError
 from espnet_smoe.decoder import SMoETransformerDecoder
 from espnet_smoe.encoder import SMoEConformerEncoder
 from espnet_smoe.guide import GuideError
 from espnet_smoe.model import SMoEModel
 from espnet_smoe.task import SMoETask, split_batches
+from espnet_smoe.telephone import TelephoneLine
 from espnet_smoe.tokens import TokenError
 from espnet_smoe.trainer import SMoETrainer
 
@@ -46,18 +52,20 @@ def test_trainer_is_the_hosts_with_a_safe_checkpoint() -> None:
     assert issubclass(SMoETrainer, Trainer)
 
 
-def test_P9_no_option_narrows_the_band() -> None:
+def test_P9_audio_is_altered_by_preprocessor_conf_alone() -> None:
+    """And that flips the guide: see test_augment.py."""
     parser = SMoETask.get_parser()
     known = {action.dest for action in parser._actions}
     augmentations = {
         "rir_scp", "rir_apply_prob", "noise_scp", "noise_apply_prob", "noise_db_range",
         "speech_volume_normalize", "short_noise_thres", "preprocessor",
-        "preprocessor_conf", "data_aug_effects", "data_aug_num", "data_aug_prob",
+        "data_aug_effects", "data_aug_num", "data_aug_prob",
         "use_preprocessor_valid", "frontend", "preencoder",
     }  # fmt: skip
     stock = {action.dest for action in host_asr.ASRTask.get_parser()._actions}
     assert {"rir_scp", "noise_scp", "speech_volume_normalize", "preprocessor"} <= stock
     assert not known & augmentations
+    assert "preprocessor_conf" in known & stock
 
 
 def test_config_yaml_rebuilds_the_model_without_other_files(
@@ -102,6 +110,99 @@ def test_wrong_key_or_value_is_refused_and_known_ones_are_listed(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         SMoETask.build_model(options(experiment, option))
+
+
+BAD_AUGMENTATION = [
+    (
+        "--preprocessor_conf=phone={}",
+        r"\['phone'\] in preprocessor_conf; known: .*tele",
+    ),
+    (
+        "--preprocessor_conf=train=true",
+        r"unknown keys \['train'\] in preprocessor_conf",
+    ),
+    (
+        "--preprocessor_conf=guides={}",
+        r"unknown keys \['guides'\] in preprocessor_conf",
+    ),
+    ("--preprocessor_conf=telephone={prob: 2}", r"prob must lie in \[0, 1\], got 2"),
+    ("--preprocessor_conf=telephone.codecs=[gsm]", "telephone needs the key 'prob'"),
+    (
+        "--preprocessor_conf={data_aug_effects: [[1.0, lowpass, {}]], "
+        "data_aug_prob: 0.5}",
+        "lowpass narrows the band and leaves the guide",
+    ),
+]
+
+
+@pytest.mark.parametrize(("option", "message"), BAD_AUGMENTATION)
+@pytest.mark.parametrize("collect", ["true", "false"])
+def test_wrong_augmentation_is_refused_before_anything_is_written(
+    experiment, tmp_path: Path, option: str, message: str, collect: str, capsys
+) -> None:
+    command = experiment.train_command(tmp_path / "exp")
+    assert smoe_train.main([*command, "--collect_stats", collect, option]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_augmentation_comes_from_yaml_and_command_line(
+    experiment, tmp_path: Path
+) -> None:
+    telephone = {"prob": 0.25, "snr_db": [5, 15]}
+    conf = write_conf(
+        tmp_path / "train.yaml", preprocessor_conf={"telephone": telephone}
+    )
+    extra = (
+        "--config", str(conf), "--preprocessor_conf", "telephone.codecs=[opus]",
+        "--preprocessor_conf", "telephone.prob=0.5",
+    )  # fmt: skip
+    args = options(experiment, *extra)
+    for train in (True, False):
+        made = SMoETask.build_preprocess_fn(args, train).augmentation
+        assert made.line == TelephoneLine(snr_db=(5, 15), codecs=("opus",))
+        assert made.telephone_prob == 0.5
+    none = SMoETask.build_preprocess_fn(options(experiment), True).augmentation
+    assert none.line is None
+    assert none.effects is None
+
+
+def test_statistics_are_of_audio_as_it_is_and_validation_too(
+    experiment, tmp_path: Path
+) -> None:
+    """The host's data loaders: shapes of stage 10 are those of the dump."""
+    command = experiment.train_command(tmp_path / "stats")
+    conf = {"telephone": {"prob": 1.0}}
+    command += ["--collect_stats", "true", "--preprocessor_conf", str(conf)]
+    assert smoe_train.main(command) == 0
+    for split in ("train", "valid"):
+        for name in ("speech_shape", "feats_stats.npz"):
+            made, plain = (
+                d / split / name for d in (tmp_path / "stats", experiment.stats)
+            )
+            if name == "speech_shape":
+                assert made.read_text() == plain.read_text()
+                continue
+            with np.load(made) as ours, np.load(plain) as theirs:
+                assert set(ours) == set(theirs)
+                for key in ours:
+                    np.testing.assert_array_equal(ours[key], theirs[key])
+
+    args = options(experiment, "--preprocessor_conf", str(conf))
+    folders = {"train": experiment.train, "valid": experiment.dev}
+    for split, folder in folders.items():
+        data = [
+            (str(folder / "wav.scp"), "speech", "kaldi_ark"),
+            (str(experiment.exp / "data" / split / "targets"), "targets", "text"),
+            (str(folder / "utt2bandwidth"), "bandwidth", "text"),
+        ]
+        setattr(args, f"{split}_data_path_and_name_and_type", data)
+        shapes = str(experiment.stats / split / "speech_shape")
+        setattr(args, f"{split}_shape_file", [shapes])
+    for split, expected in (("train", {0}), ("valid", {0, 1})):
+        factory = SMoETask.build_iter_factory(args, DistributedOption(), split)
+        batches = [batch for _, batch in factory.build_iter(1)]
+        assert {int(i) for b in batches for i in b["bandwidth"]} == expected
 
 
 def test_specaug_keys_are_checked_too(experiment) -> None:

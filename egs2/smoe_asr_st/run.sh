@@ -65,6 +65,9 @@ case ${corpus:=demo} in
             corpus_tag+=_${stem//[[:space:]]/_}
             choices+=(--manifest "${manifest}")
         fi
+        # other labels, other utterances
+        [ "$(given bandwidth "$@")" != detect ] || corpus_tag+=_detect
+        [ "$(given narrowband_twins "$@")" != true ] || corpus_tag+=_twins
         ;;
 esac
 if [ -n "${corpus_tag}" ]; then

@@ -24,6 +24,8 @@ corpus=demo            # demo or manifest
 manifest=""            # JSON Lines file of --corpus manifest
 demo_sizes=""          # "TRAIN DEV TEST" sentences of the demo corpus
 seed=0                 # of the demo corpus
+bandwidth=check        # labels by native rate (header), by sound (detect), by rate and compared with sound (check)
+narrowband_twins=false # each wideband utterance of a manifest also through a telephone
 train_set=train        # name of the training set
 valid_set=dev          # name of the validation set
 test_sets="test"       # names of the test sets, one or more
@@ -160,8 +162,8 @@ run_stage() {
 }
 
 if run_stage 1; then
-    log "Stage 1: corpus ${corpus} -> ${datadir}/{${sets[*]}}"
-    options=(--corpus "${corpus}")
+    log "Stage 1: corpus ${corpus} -> ${datadir}/{${sets[*]}}, report in ${datadir}/survey"
+    options=(--corpus "${corpus}" --bandwidth "${bandwidth}" --narrowband_twins "${narrowband_twins}")
     [ -z "${manifest}" ] || options+=(--manifest "${manifest}")
     if [ "${corpus}" = demo ]; then
         options+=(--seed "${seed}")

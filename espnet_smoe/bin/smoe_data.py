@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_smoe.bin.cli import run
+from espnet_smoe.survey import MODES
 
 __all__ = ["get_parser", "main"]
 
@@ -42,6 +43,19 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the demo corpus")
     parser.add_argument("--nj", type=int, default=1, help="parallel jobs")
+    parser.add_argument(
+        "--bandwidth",
+        choices=MODES,
+        default="check",
+        help="label by the native rate (header), by the sound (detect), or by the rate "
+        "with a report of what sounds otherwise (check); a manifest's key wins",
+    )
+    parser.add_argument(
+        "--narrowband_twins",
+        choices=("true", "false"),
+        default="false",
+        help="each wideband utterance also through a telephone (manifest)",
+    )
     return parser
 
 
@@ -53,15 +67,25 @@ def _prepare(args: argparse.Namespace) -> None:
         raise ValueError(f"unknown corpus {args.corpus!r}; known: {known}")
     if (args.corpus == "manifest") != (args.manifest is not None):
         raise ValueError("--corpus manifest and --manifest FILE go together")
+    twins = args.narrowband_twins == "true"
+    if twins and args.corpus == "demo":
+        raise ValueError("the demo corpus has a telephone half: no --narrowband_twins")
     guides = read_guides(args.train_config)
     if args.corpus == "manifest":
         from espnet_smoe.corpora.manifest import prepare_manifest
 
-        prepare_manifest(args.manifest, args.datadir, guides, args.splits, args.nj)
+        prepare_manifest(
+            *(args.manifest, args.datadir, guides, args.splits, args.nj),
+            bandwidth=args.bandwidth,
+            narrowband_twins=twins,
+        )
     else:
         from espnet_smoe.corpora.demo import prepare_demo
 
-        prepare_demo(args.datadir, tuple(args.demo_sizes), args.seed, args.nj, guides)
+        prepare_demo(
+            *(args.datadir, tuple(args.demo_sizes), args.seed, args.nj, guides),
+            bandwidth=args.bandwidth,
+        )
 
 
 def main(cmd: Sequence[str] | None = None) -> int:

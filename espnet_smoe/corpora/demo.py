@@ -30,6 +30,8 @@ from espnet_smoe.datadir import Utterance, write_datadir
 from espnet_smoe.files import write_atomically
 from espnet_smoe.guide import BANDWIDTH, TASK, GuideTable
 from espnet_smoe.progress import progress
+from espnet_smoe.survey import Entry, Evidence, check_mode, examine, judge
+from espnet_smoe.survey_report import write_survey
 from espnet_smoe.telephone import (
     Microphone,
     TelephoneLine,
@@ -41,8 +43,13 @@ __all__ = ["LINE", "MICROPHONE", "DemoError", "prepare_demo"]
 
 log = logging.getLogger(__name__)
 
-# How hard narrowband and wideband are, e.g. TelephoneLine(snr_db=(0.0, 15.0))
-LINE = TelephoneLine()
+# How hard narrowband and wideband are; the line is far noisier than a real one
+LINE = TelephoneLine(
+    high_edge_hz=(2800.0, 3400.0),
+    level_dbfs=(-32.0, -20.0),
+    snr_db=(-6.0, 6.0),
+    codecs=("mulaw",),
+)
 MICROPHONE = Microphone()
 _CHUNK = 25  # sentences per fork; part of what makes the corpus repeatable
 _SILENCE = 0.004  # of full scale
@@ -59,11 +66,14 @@ def prepare_demo(
     seed: int,
     nj: int,
     guides: GuideTable,
+    *,
+    bandwidth: str = "check",
 ) -> None:
-    """Write the data directories train, dev and test, and their audio.
+    """Write the data directories train, dev and test, their audio and its survey.
 
     Audio lies in ``datadir/demo_audio/<split>``: 16 kHz PCM or 8 kHz mu-law. It
-    appears when all of it is there; run again, everything is made anew.
+    appears when all of it is there; run again, everything is made anew. How an
+    utterance was recorded is its label, whatever it sounds like.
 
     Args:
         sizes: sentences in train, dev and test, each at least 1.
@@ -71,13 +81,16 @@ def prepare_demo(
         nj: number of processes.
         guides: must have the bandwidths ``nb`` and ``wb``, the tasks ``asr`` and
             ``st_de``, and no other utterance axis.
+        bandwidth: of ``survey.MODES``; ``header`` saves the time of the detector.
 
     Raises:
         DemoError: ``guides`` lack one of these; a size or ``nj`` is under 1; a
             process died.
         SpeechError: eSpeak NG is missing.
         GrammarError: more sentences are asked for than the grammar has.
+        SurveyError: there is no such mode.
     """
+    check_mode(bandwidth)
     _check(guides, sizes, nj)
     datadir = Path(datadir).resolve()
     readings = plan(sizes, seed)
@@ -87,15 +100,16 @@ def prepare_demo(
     with write_atomically(final) as folder:
         for split in SPLITS:
             (folder / split).mkdir()
-        recorder = _Recorder(engine, folder)
-        lengths: dict[str, int] = {}
+        recorder = _Recorder(engine, folder, bandwidth)
+        recorded: dict[str, _Recorded] = {}
         for done in progress(
             _record_all(recorder, readings, nj), len(readings), "demo corpus"
         ):
-            lengths.update(done)
+            recorded.update(done)
+    write_survey(datadir, judge(_entries(readings, recorded), bandwidth), bandwidth)
     for split in SPLITS:
         part = [r for r in readings if r.split == split]
-        write_datadir(datadir / split, _utterances(part, lengths, final / split))
+        write_datadir(datadir / split, _utterances(part, recorded, final / split))
         log.info("%s: %d sentences", datadir / split, len(part))
 
 
@@ -129,19 +143,29 @@ def _load_libraries() -> None:
 
 
 @dataclass(frozen=True)
+class _Recorded:
+    """What is kept of an utterance: rate (Hz), samples stored, what they say."""
+
+    rate: int
+    num_samples: int
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
 class _Recorder:
-    """Speaks, records and stores readings under ``folder/<split>``."""
+    """Speaks, records, surveys and stores readings under ``folder/<split>``."""
 
     engine: Engine
     folder: Path
+    mode: str  # of the survey
 
-    def __call__(self, reading: Reading) -> dict[str, int]:
-        """Utterance id -> number of samples stored."""
+    def __call__(self, reading: Reading) -> dict[str, _Recorded]:
+        """Utterance id -> what was recorded."""
         import soundfile
 
         rng = np.random.default_rng(reading.seed)
         speech = self._speech(reading, rng)
-        lengths = {}
+        recorded = {}
         for bandwidth in reading.bandwidths:
             utt = reading.utterance_id(bandwidth)
             path = self.folder / reading.split / f"{utt}.wav"
@@ -155,8 +179,9 @@ class _Recorder:
             file = io.BytesIO()
             soundfile.write(file, samples, rate, format="WAV", subtype=subtype)
             path.write_bytes(file.getvalue())
-            lengths[utt] = len(samples)
-        return lengths
+            heard = examine(samples / np.float32(1 << 15), rate, self.mode)
+            recorded[utt] = _Recorded(rate, len(samples), heard)
+        return recorded
 
     def _speech(self, reading: Reading, rng: np.random.Generator) -> np.ndarray:
         """Float speech with short silences around it, at the engine's rate."""
@@ -177,7 +202,7 @@ class _Recorder:
 def _record_chunk(
     recorder: _Recorder, chunk: Sequence[Reading], sender: Connection
 ) -> None:
-    """Life of a fork: send back the lengths of a chunk, or what went wrong."""
+    """Life of a fork: send back what was recorded, or what went wrong."""
     try:
         sender.send([recorder(reading) for reading in chunk])
     except (ValueError, OSError) as error:
@@ -186,7 +211,7 @@ def _record_chunk(
 
 def _record_all(
     recorder: _Recorder, readings: Sequence[Reading], nj: int
-) -> Iterator[dict[str, int]]:
+) -> Iterator[dict[str, _Recorded]]:
     """Record in forks of ``_CHUNK`` readings, ``nj`` at a time.
 
     Each fork starts from an engine that never spoke, so that its speech does not
@@ -217,7 +242,7 @@ def _record_all(
             fork.join()
 
 
-def _received(receiver: Connection) -> list[dict[str, int]]:
+def _received(receiver: Connection) -> list[dict[str, _Recorded]]:
     try:
         result = receiver.recv()
     except EOFError:
@@ -229,8 +254,26 @@ def _received(receiver: Connection) -> list[dict[str, int]]:
     return result
 
 
+def _entries(
+    readings: Sequence[Reading], recorded: dict[str, _Recorded]
+) -> list[Entry]:
+    return [
+        Entry(
+            id=utt,
+            split=reading.split,
+            rate=recorded[utt].rate,
+            word=bandwidth,
+            recording=(utt, 0),
+            evidence=recorded[utt].evidence,
+        )
+        for reading in readings
+        for bandwidth in reading.bandwidths
+        for utt in [reading.utterance_id(bandwidth)]
+    ]
+
+
 def _utterances(
-    readings: Sequence[Reading], lengths: dict[str, int], folder: Path
+    readings: Sequence[Reading], recorded: dict[str, _Recorded], folder: Path
 ) -> Iterator[Utterance]:
     for reading in readings:
         for bandwidth in reading.bandwidths:
@@ -239,8 +282,8 @@ def _utterances(
                 id=utt,
                 audio=str(folder / f"{utt}.wav"),
                 speaker=reading.speaker.id,
-                fs=NARROWBAND_RATE if bandwidth == "nb" else MODEL_RATE,
-                num_samples=lengths[utt],
+                fs=recorded[utt].rate,
+                num_samples=recorded[utt].num_samples,
                 guides={BANDWIDTH: bandwidth},
                 texts={"asr": reading.english, "st_de": reading.german},
             )

@@ -10,8 +10,8 @@ One utterance a line:
 relative to the manifest's folder, in a format that ``audio.read_audio`` takes.
 ``start`` and ``end`` (seconds) cut an utterance out of a longer file; ``channel``
 (from 0) is needed where the file has several; ``speaker`` is the id unless given.
-``bandwidth`` follows from the native rate unless given. Further utterance axes of
-the model's guides are required keys of their own.
+``bandwidth`` follows from the native rate unless given, or from the sound, see
+``survey``. Further utterance axes of the model's guides are required keys of their own.
 
 Every line and every second of audio is read before anything is written.
 """
@@ -26,17 +26,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from espnet_smoe.audio import bandwidth_of_rate, probe, read_audio
+from espnet_smoe.corpora.manifest_audio import LineAudio, read_all_audio
 from espnet_smoe.corpora.manifest_lines import (
     KEYS,
     line_faults,
     nonblank_lines,
     parse_line,
 )
+from espnet_smoe.corpora.twins import twin_id, with_narrowband_twins
 from espnet_smoe.datadir import Utterance, write_datadir
-from espnet_smoe.files import DataDirError
 from espnet_smoe.guide import BANDWIDTH, GuideTable
-from espnet_smoe.progress import progress
+from espnet_smoe.survey import Entry, Finding, check_mode, judge
+from espnet_smoe.survey_report import FOLDER, write_survey
 
 __all__ = ["ManifestError", "prepare_manifest"]
 
@@ -80,11 +81,15 @@ def prepare_manifest(
     guides: GuideTable,
     splits: Sequence[str],
     nj: int = 1,
+    *,
+    bandwidth: str = "check",
+    narrowband_twins: bool = False,
 ) -> None:
     """Check a manifest and its audio as a whole, then write ``datadir/<split>``.
 
     White space in texts is collapsed; case and punctuation are kept. Memory grows
-    with the number of lines and one utterance of audio per thread.
+    with the number of lines and one utterance of audio per thread. The survey of the
+    audio goes to ``datadir/survey``.
 
     Args:
         manifest: JSON Lines file, see the module's text.
@@ -92,25 +97,51 @@ def prepare_manifest(
         guides: the tasks and utterance guides that lines may name.
         splits: data directories to write; each needs an utterance.
         nj: threads that read audio.
+        bandwidth: where labels come from, of ``survey.MODES``.
+        narrowband_twins: add one to each wideband utterance, see ``twins``.
 
     Raises:
         ManifestError: any mistake, in one report of up to 20 lines by line number.
+        SurveyError: there is no such mode.
     """
-    manifest = Path(manifest)
+    manifest, datadir = Path(manifest), Path(datadir)
     if not manifest.is_file():
         raise ManifestError(f"manifest {manifest} is missing or no file")
+    check_mode(bandwidth)
     _check_splits(splits)
-    _check_axes(guides)
+    _check_axes(guides, narrowband_twins)
     if nj < 1:
         raise ManifestError(f"nj must be at least 1, got {nj}")
     mistakes = _Mistakes()
     lines = _read_lines(manifest, guides, splits, mistakes)
-    utterances = _read_all_audio(lines, manifest.parent, guides, nj, mistakes)
+    if narrowband_twins:
+        _check_twins(lines, mistakes)
+    audio: dict[int, LineAudio] = {}
+    for number, result in read_all_audio(lines, manifest.parent, nj, bandwidth):
+        if isinstance(result, str):
+            mistakes.add(number, lines[number]["id"], result)
+        else:
+            audio[number] = result
+    entries = [_entry(lines[number], heard) for number, heard in audio.items()]
+    findings = dict(zip(audio, judge(entries, bandwidth), strict=True))
+    for number, finding in findings.items():
+        if reason := _label_fault(finding, bandwidth, guides):
+            mistakes.add(number, finding.entry.id, reason)
     mistakes.raise_if_any(manifest)
+    write_survey(datadir, list(findings.values()), bandwidth)
+    ids = {line["id"] for line in lines.values()}
     for split in splits:
-        chosen = [u for n, u in utterances.items() if lines[n]["split"] == split]
-        write_datadir(Path(datadir) / split, chosen)
-        log.info("%s/%s: %d utterances", datadir, split, len(chosen))
+        chosen = [
+            _utterance(lines[n], audio[n], finding.label, guides, ids)
+            for n, finding in findings.items()
+            if finding.entry.split == split
+        ]
+        paired = list(with_narrowband_twins(chosen)) if narrowband_twins else chosen
+        write_datadir(datadir / split, paired)
+        log.info(
+            "%s: %d utterances and %d narrowband twins",
+            *(datadir / split, len(chosen), len(paired) - len(chosen)),
+        )
 
 
 def _check_splits(splits: Sequence[str]) -> None:
@@ -120,14 +151,21 @@ def _check_splits(splits: Sequence[str]) -> None:
             f"splits must be distinct names of letters, digits, '_', '-' and '.', got "
             f"{list(splits)}"
         )
+    if FOLDER in splits:
+        raise ManifestError(f"a split cannot be called {FOLDER!r}, the survey's folder")
 
 
-def _check_axes(guides: GuideTable) -> None:
+def _check_axes(guides: GuideTable, narrowband_twins: bool) -> None:
     taken = set(KEYS) - {BANDWIDTH}
     if clash := [a.name for a in guides.utterance_axes if a.name in taken]:
         raise ManifestError(
             f"the axis name {clash[0]!r} is a manifest key with another meaning; "
             "rename the axis in the config's guides"
+        )
+    if narrowband_twins and "nb" not in guides.bandwidths:
+        raise ManifestError(
+            "narrowband twins need the bandwidth guide 'nb'; the model has only "
+            f"{', '.join(guides.bandwidths)}"
         )
 
 
@@ -160,73 +198,59 @@ def _read_lines(
     return good
 
 
-def _read_all_audio(
-    lines: Mapping[int, dict],
-    folder: Path,
-    guides: GuideTable,
-    nj: int,
-    mistakes: _Mistakes,
-) -> dict[int, Utterance]:
-    """Line number -> utterance, for the lines whose audio is all right."""
-    from multiprocessing.pool import ThreadPool
+def _check_twins(lines: Mapping[int, dict], mistakes: _Mistakes) -> None:
+    """No utterance may have the id of another one's twin."""
+    numbers = {line["id"]: number for number, line in lines.items()}
+    for utt, number in numbers.items():
+        if twin_id(utt) in numbers:
+            reason = f"the id is that of the narrowband twin of line {number} ({utt})"
+            mistakes.add(numbers[twin_id(utt)], twin_id(utt), reason)
 
-    ids = {line["id"] for line in lines.values()}
 
-    def read(number: int) -> tuple[int, Utterance | str]:
-        try:
-            return number, _utterance(lines[number], folder, guides, ids)
-        except (ValueError, OSError) as error:
-            return number, str(error)
+def _entry(line: Mapping, audio: LineAudio) -> Entry:
+    return Entry(
+        id=line["id"],
+        split=line["split"],
+        rate=audio.rate,
+        word=line.get(BANDWIDTH),
+        recording=(str(audio.path), line.get("channel", 0)),
+        evidence=audio.evidence,
+    )
 
-    utterances: dict[int, Utterance] = {}
-    # threads do: libsndfile and numpy leave the interpreter lock
-    with ThreadPool(nj) as pool:
-        results = pool.imap(read, lines, chunksize=8)
-        for number, result in progress(results, len(lines), "checking audio"):
-            if isinstance(result, str):
-                mistakes.add(number, lines[number]["id"], result)
-            else:
-                utterances[number] = result
-    return utterances
+
+def _label_fault(finding: Finding, mode: str, guides: GuideTable) -> str | None:
+    """Why a label cannot be used, as a sentence; None = it can."""
+    rate = finding.entry.rate
+    if finding.label in guides.bandwidths:
+        return None
+    if finding.label is not None:
+        source = "its sound" if finding.label == finding.detected else f"{rate} Hz"
+        return (
+            f"{source} means bandwidth {finding.label!r}, which the model does not "
+            f"have; known: {', '.join(guides.bandwidths)}"
+        )
+    wanted = f"{rate} Hz is neither narrowband (8000 Hz) nor wideband (16000 Hz and up)"
+    if mode == "detect":
+        reason = finding.entry.evidence.estimate.reason
+        return f'{wanted} and its sound does not tell ({reason}): say "bandwidth"'
+    return f'{wanted}: say "bandwidth", or prepare with --bandwidth detect'
 
 
 def _utterance(
-    line: Mapping, folder: Path, guides: GuideTable, ids: set[str]
+    line: Mapping, audio: LineAudio, bandwidth: str, guides: GuideTable, ids: set[str]
 ) -> Utterance:
-    """Read the audio of a line once, from its start to its end.
-
-    Raises:
-        ValueError: the audio cannot be used, or its bandwidth is not known.
-    """
-    path = (folder / line["audio"]).absolute()
-    info = probe(path)
-    segment = recording = None
-    if "start" in line or "end" in line:
-        # `segments` holds microseconds; the length must be of what is read back
-        start = round(float(line.get("start", 0.0)), 6)
-        end = round(float(line.get("end", info.num_samples / info.rate)), 6)
-        if start >= end:
-            raise ManifestError(f"start {start} s must be before end {end} s")
-        segment, recording = (start, end), _recording_id(path, ids)
-    samples, rate = read_audio(path, segment=segment, channel=line.get("channel"))
-    bandwidth = line.get(BANDWIDTH) or bandwidth_of_rate(rate)
-    if bandwidth not in guides.bandwidths:
-        raise DataDirError(
-            f"{rate} Hz means bandwidth {bandwidth!r}, which the model does not have; "
-            f"known: {', '.join(guides.bandwidths)}"
-        )
     facts = {a.name: line[a.name] for a in guides.utterance_axes if a.name in line}
     return Utterance(
         id=line["id"],
-        audio=str(path),
+        audio=str(audio.path),
         speaker=line.get("speaker", line["id"]),
-        fs=rate,
-        num_samples=len(samples),
+        fs=audio.rate,
+        num_samples=audio.num_samples,
         guides={**facts, BANDWIDTH: bandwidth},
         texts={task: " ".join(t.split()) for task, t in line["texts"].items()},
-        segment=segment,
+        segment=audio.segment,
         channel=line.get("channel"),
-        recording=recording,
+        recording=_recording_id(audio.path, ids) if audio.segment else None,
     )
 
 
