@@ -182,7 +182,7 @@ def test_yaml_says_which_ffns_get_experts(experts, final, macaron):
         ({"experts": {"axis": "colour"}}, GuideError, "unknown axis 'colour'; known"),
         ({"experts": {"axis": "bandwidth", "blocks": [2]}}, ConfigError, "outside"),
         ({"experts": {"axis": "bandwidth", "map": {"nb": 0}}}, GuideError, "each of"),
-        ({"experts": {"gate": "learned"}}, ConfigError, "in experts"),
+        ({"experts": {"router": "learned"}}, ConfigError, "in experts"),
         ({"positionwise_layer_type": "conv1d"}, ConfigError, "in encoder_conf"),
     ],
 )
