@@ -35,7 +35,7 @@ class GateConfig:
     """Experts that a frame runs through, 1..E; each costs one FFN."""
 
     balance_weight: float = 0.01
-    """Weight of every bank's load-balancing loss in the model's loss."""
+    """Weight of every bank's load-balancing loss against the loss of one token."""
 
     def __post_init__(self) -> None:
         check_number("experts.gate.num_experts", self.num_experts, int)

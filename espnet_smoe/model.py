@@ -197,8 +197,9 @@ class SMoEModel(ESPnetASRModel):
             loss = w_ctc CTC(asr) + (1 - w_ctc) sum over tasks w_task CE(task)
 
         Both terms are sums over tokens, divided by the number of utterances B. With
-        learned gates, the weighted balance losses of all banks come on top (and are
-        the statistic ``loss_balance``).
+        learned gates, the weighted balance losses of all banks (statistic
+        ``loss_balance``) come on top, times the tokens per utterance: their weight
+        is meant against a loss per token.
 
         Returns:
             loss (), statistics (the same keys on every step, NaN when a task or
@@ -239,7 +240,7 @@ class SMoEModel(ESPnetASRModel):
         gate_stats = {}
         if balance:
             loss_balance = torch.stack(balance).sum()
-            loss = loss + loss_balance
+            loss = loss + loss_balance * tokens.sum() / len(speech)
             gate_stats["loss_balance"] = loss_balance.detach()
 
         stats = {
