@@ -169,6 +169,49 @@ def test_hooks_are_gone_afterwards_even_after_an_error():
     assert not any(p in optimizer.state for p in experts(encoder)[1])
 
 
+def train_rank(rank: int, folder: str) -> None:
+    """One of two processes, each with a bandwidth of its own; the split after two."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    conf = dummies.split_options("encoder", 2)
+    conf["encoder"]["experts"]["copy_moments"] = True
+    model = dummies.build(**conf).float()
+    parallel = torch.nn.parallel.DistributedDataParallel(
+        model, find_unused_parameters=True
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
+    with moments_follow(parallel, [optimizer]):
+        for n in range(4):
+            # in the last batch the second expert is idle everywhere
+            bandwidth = "nb" if n == 3 else ("nb", "wb")[rank]
+            data = dummies.batch([(bandwidth, ("asr",))] * 2, seed=2 * n + rank)
+            data["speech"] = data["speech"].float()
+            optimizer.zero_grad()
+            parallel(**data)[0].sum().backward()
+            optimizer.step()
+    firsts = [next(e.parameters()) for e in dummies.expert_modules(model.encoder)]
+    result = {
+        "parameters": [p.detach() for p in model.parameters()],
+        "moments": [s["exp_avg"] for s in optimizer.state_dict()["state"].values()],
+        "steps": [float(optimizer.state[p]["step"]) for p in firsts],
+    }
+    torch.save(result, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_that_see_other_guides_copy_the_same_state(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(
+        train_rank, (str(tmp_path),), nprocs=2, start_method="spawn"
+    )
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert one["steps"] == other["steps"] == [4.0, 3.0]
+    for name in ("parameters", "moments"):
+        pairs = zip(one[name], other[name], strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs), name
+
+
 # ---- through the trainer -------------------------------------------------------
 
 
