@@ -65,6 +65,7 @@ class GatedFFNBank(torch.nn.Module):
             weights = weights / weights.sum(-1, keepdim=True)
 
         order = chosen.flatten().argsort(stable=True)  # (N * K,), by expert
+        # waits for the device, which guided experts never do
         counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
         groups = valid.index_select(0, order // self.top_k).split(counts)
         # an idle expert does not run: no cost, and no gradient that would move it

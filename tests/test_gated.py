@@ -1,5 +1,7 @@
 """Learned gate: against a loop over frames, balance loss, padding, caches."""
 
+import re
+
 import contract
 import dummies
 import pytest
@@ -282,6 +284,16 @@ def test_p5_cached_scores_are_those_of_teacher_forcing_at_every_position(experts
         got, state = decoder.batch_score(ys[:, :length], state, hs)
         torch.testing.assert_close(got, want[:, length - 1])
     assert len(picked) > 1
+
+
+def test_p1_copies_of_dense_ffns_under_a_gate_of_several_give_the_dense_output():
+    gated, dense = build(GATE).eval(), build(None).eval()
+    source, own = dense.state_dict(), gated.state_dict()
+    names = {k: re.sub(r"experts\.\d", "experts.0", k) for k in own}
+    gated.load_state_dict({k: source.get(n, own[k]) for k, n in names.items()})
+    got, want = gated(**dummies.batch())[1], dense(**dummies.batch())[1]
+    for name in want.keys() - {"loss"}:  # which has the balance on top
+        torch.testing.assert_close(got[name], want[name], equal_nan=True)
 
 
 def test_every_frame_is_routed_by_itself_and_no_guide_is_read():
