@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from espnet_smoe.guide import ExpertMap, GuideTable
 __all__ = [
     "ConfigError",
     "ExpertConfig",
+    "GateConfig",
     "check_device",
     "check_keys",
     "check_number",
@@ -23,11 +25,58 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertConfig:
-    """Where experts sit in a stack and which guides pick them (YAML ``experts``)."""
+class GateConfig:
+    """A learned gate, the baseline without guides (YAML ``experts.gate``)."""
 
-    axis: str | Sequence[str]
+    num_experts: int
+    """Experts E of every bank."""
+
+    top_k: int = 1
+    """Experts that a frame runs through, 1..E; each costs one FFN."""
+
+    balance_weight: float = 0.01
+    """Weight of every bank's load-balancing loss against the loss of one token."""
+
+    def __post_init__(self) -> None:
+        check_number("experts.gate.num_experts", self.num_experts, int)
+        check_number("experts.gate.top_k", self.top_k, int)
+        check_number("experts.gate.balance_weight", self.balance_weight)
+        if not 1 <= self.top_k <= self.num_experts:
+            raise ConfigError(
+                "experts.gate needs 1 <= top_k <= num_experts, got top_k "
+                f"{self.top_k} and num_experts {self.num_experts}"
+            )
+        if not 0.0 <= self.balance_weight < math.inf:
+            raise ConfigError(
+                "experts.gate.balance_weight must be finite and >= 0, got "
+                f"{self.balance_weight}"
+            )
+
+    @classmethod
+    def from_mapping(cls, conf: Mapping[str, Any]) -> GateConfig:
+        """Build from YAML.
+
+        Raises:
+            ConfigError: a key that is not known (lists the known ones),
+                ``num_experts`` missing, or a value out of range.
+        """
+        check_keys("experts.gate", conf, [f.name for f in dataclasses.fields(cls)])
+        if "num_experts" not in conf:
+            raise ConfigError(
+                f"experts.gate needs the key 'num_experts', got {dict(conf)}"
+            )
+        return cls(**conf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig:
+    """Where experts sit in a stack and what picks them (YAML ``experts``)."""
+
+    axis: str | Sequence[str] | None = None
     """Axis that routes the stack; a list routes by every combination."""
+
+    gate: GateConfig | None = None
+    """Learned gate in place of ``axis``."""
 
     map: Mapping[str, int] | None = None
     """Guide -> expert id, for guides that share an expert; default one each."""
@@ -43,8 +92,34 @@ class ExpertConfig:
     """Fraction of the training batches in [0, 1) that all utterances spend on the
     first expert; then the others become copies of it and routing begins."""
 
+    copy_moments: bool = False
+    """At the late split the copies also get the first expert's optimiser state
+    (Adam's moments and step count); false = they start with none."""
+
+    shared: bool = False
+    """Beside the guided expert every row runs through one shared expert; each has
+    half of ``linear_units``, so that the cost stays that of one FFN."""
+
     def __post_init__(self) -> None:
-        axes = [self.axis] if isinstance(self.axis, str) else self.axis
+        for name in ("copy_moments", "shared"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(
+                    f"experts.{name} must be true or false, got {getattr(self, name)!r}"
+                )
+        if self.gate is not None:
+            guided = ("axis", "map", "split_at", "copy_moments", "shared")
+            unset = (None, False, 0.0)
+            if clash := [n for n in guided if getattr(self, n) not in unset]:
+                raise ConfigError(
+                    f"experts.gate learns its routing and cannot go with {clash}, "
+                    "which belong to experts picked by guides"
+                )
+        elif self.axis is None:
+            raise ConfigError(
+                "experts needs the key 'axis' (guides pick experts) or 'gate' (a "
+                "learned gate does)"
+            )
+        axes = [self.axis] if isinstance(self.axis, str) else self.axis or []
         if not isinstance(axes, Sequence) or not all(isinstance(a, str) for a in axes):
             raise ConfigError(
                 f"experts.axis must be an axis name or a list of them, got {axes!r}"
@@ -69,22 +144,29 @@ class ExpertConfig:
             raise ConfigError(
                 f"experts.split_at must lie in [0, 1), got {self.split_at}"
             )
+        if self.copy_moments and self.split_at == 0.0:
+            raise ConfigError(
+                "experts.copy_moments true needs a late split to copy at, but "
+                "experts.split_at is 0"
+            )
 
     @classmethod
     def from_mapping(cls, conf: Mapping[str, Any]) -> ExpertConfig:
         """Build from YAML.
 
         Raises:
-            ConfigError: a key that is not known (lists the known ones) or ``axis``
-                missing.
+            ConfigError: a key that is not known (lists the known ones), neither
+                ``axis`` nor ``gate``, or keys that contradict each other.
         """
         check_keys("experts", conf, [f.name for f in dataclasses.fields(cls)])
-        if "axis" not in conf:
-            raise ConfigError(f"experts needs the key 'axis', got {dict(conf)}")
+        if conf.get("gate") is not None:
+            conf = {**conf, "gate": GateConfig.from_mapping(conf["gate"])}
         return cls(**conf)
 
     def expert_map(self, guides: GuideTable) -> ExpertMap:
-        """Guides of the routing axes -> expert ids."""
+        """Guides of the routing axes -> expert ids; a gate has no such axes."""
+        if self.gate is not None:
+            return ExpertMap.unguided()
         axes = [self.axis] if isinstance(self.axis, str) else list(self.axis)
         return ExpertMap.build(guides, axes, self.map)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from espnet2.asr.decoder.transformer_decoder import BaseTransformerDecoder
 from espnet_smoe.cache import DecoderCache, HypothesisRef, merge
 from espnet_smoe.config import ConfigError, ExpertConfig
 from espnet_smoe.decoder_layer import SMoETransformerLayer, key_value
-from espnet_smoe.experts import ExpertFFNBank, Route
+from espnet_smoe.experts import Route
 from espnet_smoe.guide import GuideError, GuideTable
 from espnet_smoe.host import (
     MultiHeadedAttention,
@@ -86,17 +85,26 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
             for axis in self._axes
         }
         width = encoder_output_size
-        make_ffn = partial(PositionwiseFeedForward, width, linear_units, dropout_rate)
+
+        def make_ffn(hidden: int) -> PositionwiseFeedForward:
+            return PositionwiseFeedForward(width, hidden, dropout_rate)
 
         def make_layer(block: int) -> SMoETransformerLayer:
-            num_experts = self.experts_of(config, block, num_blocks, "final")
             self_attn = MultiHeadedAttention(
                 attention_heads, width, self_attention_dropout_rate, use_sdpa=use_sdpa
             )
             src_attn = MultiHeadedAttention(
                 attention_heads, width, src_attention_dropout_rate
             )
-            bank = ExpertFFNBank(make_ffn, num_experts)
+            bank = self.make_bank(
+                make_ffn,
+                width,
+                linear_units,
+                config,
+                block=block,
+                num_blocks=num_blocks,
+                ffn="final",
+            )
             return SMoETransformerLayer(width, self_attn, src_attn, bank, dropout_rate)
 
         self.decoders = torch.nn.ModuleList(make_layer(b) for b in range(num_blocks))
@@ -130,6 +138,7 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
         ys_in_pad: torch.Tensor,
         ys_in_lens: torch.Tensor,
         prompts: torch.Tensor | None = None,
+        balance: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Teacher forcing.
 
@@ -140,6 +149,7 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
             ys_in_lens: (P,) int64, tokens.
             prompts: (P, A) int64 on CPU, the prompt tokens of ``ys_in_pad`` for a
                 caller who has them there; None reads them off the device.
+            balance: list for the losses of learned gates, see ``Route``.
 
         Returns:
             (P, U, V) scores before the softmax, (P,) lengths as given.
@@ -153,6 +163,7 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
         memory = route.sort(hs_pad)
         ys_mask = valid_mask(route.sort(ys_in_lens), ys_in_pad.size(1))[:, None, :]
         hs_mask = valid_mask(route.sort(hlens), hs_pad.size(1))[:, None, :]
+        route = self.with_frames(route, ys_mask[:, 0], balance)
         x = self.embed(route.sort(ys_in_pad))
         ys_mask = ys_mask & ys_mask.new_ones(x.size(1), x.size(1)).tril()
         for layer in self.decoders:

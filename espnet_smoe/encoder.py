@@ -17,8 +17,9 @@ import torch
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
 
 from espnet_smoe.config import ConfigError, ExpertConfig
-from espnet_smoe.experts import ExpertFFNBank, Route
-from espnet_smoe.guide import GuideTable
+from espnet_smoe.embedding import GuideEmbedding
+from espnet_smoe.experts import Route
+from espnet_smoe.guide import GuideError, GuideTable
 from espnet_smoe.host import (
     Conv2dSubsampling,
     Conv2dSubsampling6,
@@ -94,6 +95,8 @@ class SMoEConformerEncoder(ExpertStack, AbsEncoder):
         cnn_module_kernel: odd length of the depthwise convolution, frames.
         use_sdpa: torch's fused attention.
         experts: see ``ExpertConfig``; None = one FFN for all (hard sharing).
+        guide_embedding: utterance axes whose guides are added as learned vectors to
+            the subsampled frames, see ``GuideEmbedding``; None = none.
         split_after: training batches before the late split, see ``ExpertSplit``.
 
     Raises:
@@ -116,6 +119,7 @@ class SMoEConformerEncoder(ExpertStack, AbsEncoder):
         cnn_module_kernel: int = 31,
         use_sdpa: bool = False,
         experts: Mapping[str, Any] | None = None,
+        guide_embedding: Sequence[str] | None = None,
         split_after: int = 0,
     ) -> None:
         super().__init__()
@@ -132,16 +136,28 @@ class SMoEConformerEncoder(ExpertStack, AbsEncoder):
                 "the encoder runs once per utterance and cannot be routed by 'task'"
             )
         activation = get_activation("swish")
-        make_ffn = partial(
-            PositionwiseFeedForward, output_size, linear_units, dropout_rate, activation
-        )
         positions = RelPositionalEncoding(output_size, positional_dropout_rate)
         embed, self._subsampling = _SUBSAMPLING[input_layer]
         self.embed = embed(input_size, output_size, dropout_rate, positions)
+        self.guide_embedding = None
+        if guide_embedding is not None:
+            self.guide_embedding = GuideEmbedding(table, guide_embedding, output_size)
+
+        def make_ffn(hidden: int) -> PositionwiseFeedForward:
+            return PositionwiseFeedForward(
+                output_size, hidden, dropout_rate, activation
+            )
 
         def make_layer(block: int) -> SMoEConformerLayer:
-            macaron = self.experts_of(config, block, num_blocks, "macaron")
-            final = self.experts_of(config, block, num_blocks, "final")
+            make_bank = partial(
+                self.make_bank,
+                make_ffn,
+                output_size,
+                linear_units,
+                config,
+                block=block,
+                num_blocks=num_blocks,
+            )
             return SMoEConformerLayer(
                 output_size,
                 RelPositionMultiHeadedAttention(
@@ -151,8 +167,8 @@ class SMoEConformerEncoder(ExpertStack, AbsEncoder):
                     False,
                     use_sdpa,
                 ),
-                ExpertFFNBank(make_ffn, final),
-                ExpertFFNBank(make_ffn, macaron) if macaron_style else None,
+                make_bank(ffn="final"),
+                make_bank(ffn="macaron") if macaron_style else None,
                 ConvolutionModule(output_size, cnn_module_kernel, activation),
                 dropout_rate,
             )
@@ -170,7 +186,12 @@ class SMoEConformerEncoder(ExpertStack, AbsEncoder):
         return check_short_utt(self.embed, 0)[1] + self._subsampling
 
     def forward(
-        self, xs_pad: torch.Tensor, ilens: torch.Tensor, expert_ids: torch.Tensor
+        self,
+        xs_pad: torch.Tensor,
+        ilens: torch.Tensor,
+        expert_ids: torch.Tensor,
+        guide_ids: Mapping[str, torch.Tensor] | None = None,
+        balance: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
         """Encode features.
 
@@ -178,14 +199,22 @@ class SMoEConformerEncoder(ExpertStack, AbsEncoder):
             xs_pad: (B, T0, F) float; what lies in the padding is never read.
             ilens: (B,) int64, frames.
             expert_ids: (B,) int64 on CPU, see ``expert_ids_of``.
+            guide_ids: axis -> (B,) int64 on CPU, for ``guide_embedding``.
+            balance: list for the losses of learned gates, see ``Route``.
 
         Returns:
             (B, T, D), (B,) int64 frames, None (the host's third output).
 
         Raises:
-            ValueError: expert ids do not fit the batch or the stack, or an utterance
-                is too short for the subsampling (names its frames).
+            ValueError: expert ids do not fit the batch or the stack, an utterance is
+                too short for the subsampling (names its frames), or guide ids to
+                embed are missing.
         """
+        if self.guide_embedding is not None and guide_ids is None:
+            raise GuideError(
+                "the encoder embeds guides of "
+                f"{list(self.guide_embedding.tables)}, but got no guide_ids"
+            )
         if xs_pad.size(1) < self.min_frames():
             raise ValueError(
                 f"{xs_pad.size(1)} frames are too few; the encoder needs "
@@ -197,6 +226,11 @@ class SMoEConformerEncoder(ExpertStack, AbsEncoder):
         # padding may hold anything, even NaN, which attention would spread (0 x NaN)
         x = route.sort(xs_pad).masked_fill(~mask[:, :, None], 0.0)
         (x, pos_emb), mask = self.embed(x, mask[:, None, :])
+        if self.guide_embedding is not None:
+            # behind the input layer's scale and dropout, so that every block sees the
+            # guide in its residual stream whole and no layer comes before it
+            x = x + route.sort(self.guide_embedding(guide_ids))[:, None, :]
+        route = self.with_frames(route, mask[:, 0], balance)
         for layer in self.encoders:
             x = layer(x, pos_emb, mask, route)
         x = self.after_norm(x)

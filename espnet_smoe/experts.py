@@ -25,11 +25,17 @@ class Route:
         counts: rows per expert, E numbers that add up to the batch size.
         order: (B,) int64, the rows in expert order; None when they already are.
         inverse: (B,) int64, where each row of the caller went; None likewise.
+        frames: (N,) int64, places of the valid frames among all B * T, for learned
+            gates; None = all are valid.
+        balance: list to which every learned gate appends its weighted load-balancing
+            loss, (); None = not wanted.
     """
 
     counts: tuple[int, ...]
     order: torch.Tensor | None = None
     inverse: torch.Tensor | None = None
+    frames: torch.Tensor | None = None
+    balance: list[torch.Tensor] | None = None
 
     @classmethod
     def of(
@@ -73,27 +79,38 @@ class ExpertFFNBank(torch.nn.Module):
     Cost per row is one dense FFN, whatever the number of experts; parameters grow
     linearly with it. With one expert the bank equals the host's FFN exactly.
 
+    A shared expert, if any, sees every row, and its output is added to that of the
+    guided one. The stack gives both half the inner width: the FFN's hidden units are
+    then divided between what all guides share and what each has of its own, as
+    DeepSeekMoE divides them, and the cost per row is still that of one FFN.
+
     Args:
         make_ffn: builds one expert, a module (B, T, D) -> (B, T, D).
-        num_experts: number of experts E, at least 1.
+        num_experts: number of guided experts E, at least 1.
+        shared: whether there is a shared expert beside them.
 
     Raises:
         ConfigError: ``num_experts`` < 1.
 
     Source:
-        arXiv:2508.10009 (S-MoE, routing by guiding tokens).
+        arXiv:2508.10009 (S-MoE, routing by guiding tokens); arXiv:2401.06066
+        (DeepSeekMoE, shared experts).
     """
 
     def __init__(
-        self, make_ffn: Callable[[], torch.nn.Module], num_experts: int
+        self,
+        make_ffn: Callable[[], torch.nn.Module],
+        num_experts: int,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         if num_experts < 1:
             raise ConfigError(f"num_experts must be >= 1, got {num_experts}")
         self.experts = torch.nn.ModuleList(make_ffn() for _ in range(num_experts))
+        self.shared = make_ffn() if shared else None
 
     def forward(self, x: torch.Tensor, route: Route) -> torch.Tensor:
-        """Apply each expert to its rows.
+        """Apply each expert to its rows, and the shared one to all.
 
         Args:
             x: (B, T, D) float, rows in the route's expert order.
@@ -106,6 +123,10 @@ class ExpertFFNBank(torch.nn.Module):
         Raises:
             ValueError: the route covers another number of rows or experts.
         """
+        y = self._guided(x, route)
+        return y if self.shared is None else y + self.shared(x)
+
+    def _guided(self, x: torch.Tensor, route: Route) -> torch.Tensor:
         if len(self.experts) == 1:
             return self.experts[0](x)
         if len(route.counts) != len(self.experts) or sum(route.counts) != len(x):
@@ -121,7 +142,7 @@ class ExpertFFNBank(torch.nn.Module):
 
     @torch.no_grad()
     def copy_first(self) -> None:
-        """Make every expert an exact copy of the first."""
+        """Make every guided expert an exact copy of the first."""
         first = self.experts[0].state_dict()
         for expert in self.experts[1:]:
             expert.load_state_dict(first)
@@ -135,7 +156,7 @@ class ExpertSplit(torch.nn.Module):
     anything reads them: on leaving training mode and on saving. So a checkpoint is
     complete at any moment: resuming, averaging over the split and decoding before
     and after it need no special case, and outside training routing is always on.
-    The copies start with an optimiser state of their own.
+    The copies start without optimiser state, unless ``moments.py`` copies it too.
 
     Args:
         batches: training batches to stay tied; 0 = parted from the start.
@@ -157,13 +178,18 @@ class ExpertSplit(torch.nn.Module):
         self.register_load_state_dict_post_hook(_read_buffer)
         self.register_buffer("batches_left", torch.tensor(self._left))
 
+    @property
+    def parted(self) -> bool:
+        """Whether the experts have parted ways, or never were tied."""
+        return self._left == -math.inf
+
     def train_batch(self, banks: Iterable[ExpertFFNBank]) -> bool:
         """Count one training batch; part the experts when the time has come.
 
         Returns:
             Whether this batch is still tied to the first expert.
         """
-        if self._left == -math.inf:
+        if self.parted:
             return False
         tied = self._left >= 1
         if tied:

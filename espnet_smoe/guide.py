@@ -196,6 +196,11 @@ class ExpertMap:
     table: Mapping[tuple[int, ...], int]
 
     @classmethod
+    def unguided(cls) -> ExpertMap:
+        """Routing by no axis: the one combination of no guides has expert 0."""
+        return cls((), {(): 0})
+
+    @classmethod
     def build(
         cls,
         guides: GuideTable,

@@ -113,6 +113,7 @@ class SMoEModel(ESPnetASRModel):
         speech: torch.Tensor,
         speech_lengths: torch.Tensor,
         guide_ids: Mapping[str, torch.Tensor],
+        balance: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Front end and encoder.
 
@@ -120,6 +121,7 @@ class SMoEModel(ESPnetASRModel):
             speech: (B, S) float32 at 16 kHz; the padding is never read.
             speech_lengths: (B,) int64, samples.
             guide_ids: utterance axis -> (B,) int64 on CPU.
+            balance: list for the losses of learned gates, see ``Route``.
 
         Returns:
             (B, T, D) and (B,) int64 frames.
@@ -134,7 +136,9 @@ class SMoEModel(ESPnetASRModel):
             feats, lengths = self.specaug(feats, lengths)
         if self.normalize is not None:
             feats, lengths = self.normalize(feats, lengths)
-        encoded, lengths, _ = self.encoder(feats, lengths, expert_ids)
+        encoded, lengths, _ = self.encoder(
+            feats, lengths, expert_ids, guide_ids, balance
+        )
         return encoded, lengths
 
     def _check_guide_ids(self, guide_ids: Mapping[str, torch.Tensor]) -> None:
@@ -192,7 +196,10 @@ class SMoEModel(ESPnetASRModel):
 
             loss = w_ctc CTC(asr) + (1 - w_ctc) sum over tasks w_task CE(task)
 
-        Both terms are sums over tokens, divided by the number of utterances B.
+        Both terms are sums over tokens, divided by the number of utterances B. With
+        learned gates, the weighted balance losses of all banks (statistic
+        ``loss_balance``) come on top, times the tokens per utterance: their weight
+        is meant against a loss per token.
 
         Returns:
             loss (), statistics (the same keys on every step, NaN when a task or
@@ -213,10 +220,11 @@ class SMoEModel(ESPnetASRModel):
             raise ValueError("no utterance of the batch has a reference of any task")
         guide_ids = dict(zip(names, on_host[len(lengths) :], strict=True))
 
-        encoded, frames = self.encode(speech, speech_lengths, guide_ids)
+        balance: list[torch.Tensor] = []  # one loss per learned gate
+        encoded, frames = self.encode(speech, speech_lengths, guide_ids, balance)
         rows = self.rows_of(guide_ids, has_text)
         losses, correct, tokens = self._decoder_loss(
-            encoded, frames, rows, data, lengths
+            encoded, frames, rows, data, lengths, balance
         )
 
         weights = torch.tensor(self.task_weights)[rows.tasks].to(losses.device)
@@ -229,9 +237,15 @@ class SMoEModel(ESPnetASRModel):
                 loss_ctc = self._ctc_loss(encoded, frames, with_asr, data)
                 share = len(with_asr) / len(speech)
                 loss = loss + self.ctc_weight * share * loss_ctc
+        gate_stats = {}
+        if balance:
+            loss_balance = torch.stack(balance).sum()
+            loss = loss + loss_balance * tokens.sum() / len(speech)
+            gate_stats["loss_balance"] = loss_balance.detach()
 
         stats = {
             "loss": loss.detach(),
+            **gate_stats,
             "loss_ctc": loss_ctc.detach(),
             "loss_att": loss_att.detach(),
             "acc": correct.sum() / tokens.sum(),
@@ -268,6 +282,7 @@ class SMoEModel(ESPnetASRModel):
         rows: Rows,
         data: Mapping[str, torch.Tensor],
         lengths: torch.Tensor,
+        balance: list[torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Label-smoothed cross entropy, correct and all tokens, (P,) each."""
         utterances, tasks = (
@@ -289,6 +304,7 @@ class SMoEModel(ESPnetASRModel):
             ys_in,
             text_lengths + rows.prompts.size(1) + 1,
             rows.prompts,
+            balance,
         )
         losses = smoothed_cross_entropy(logits, ys_out, self.lsm_weight)
         valid = ys_out != IGNORE

@@ -1,13 +1,16 @@
-"""What an S-MoE encoder and decoder share: guides -> expert ids, late split."""
+"""What an S-MoE encoder and decoder share: banks, guides -> expert ids, late split."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 
-from espnet_smoe.config import ExpertConfig
+from espnet_smoe.config import ConfigError, ExpertConfig
 from espnet_smoe.experts import ExpertFFNBank, ExpertSplit, Route
+from espnet_smoe.gated import GatedFFNBank
 from espnet_smoe.guide import ExpertMap, GuideTable
 
 __all__ = ["ExpertStack"]
@@ -19,6 +22,7 @@ class ExpertStack(torch.nn.Module):
     Attributes:
         expert_map: which expert serves which guides.
         split: the late split's counter.
+        copy_moments: whether copies get the first expert's optimiser state.
     """
 
     def init_experts(
@@ -31,21 +35,56 @@ class ExpertStack(torch.nn.Module):
             config: where experts sit; None = hard sharing (one expert for all).
             split_after: training batches to stay tied, see ``ExpertSplit``.
         """
-        # hard sharing is routing by no axis: the one combination has expert 0
         self.expert_map = (
-            ExpertMap((), {(): 0}) if config is None else config.expert_map(guides)
+            ExpertMap.unguided() if config is None else config.expert_map(guides)
         )
         self.split = ExpertSplit(split_after)
+        self.copy_moments = config is not None and config.copy_moments
+        self._gated = config is not None and config.gate is not None
         self.register_state_dict_pre_hook(_complete_experts)
 
-    def experts_of(
-        self, config: ExpertConfig | None, block: int, num_blocks: int, ffn: str
-    ) -> int:
-        """Number of experts of one FFN of one block."""
-        if config is None or config.ffn not in (ffn, "both"):
-            return 1
-        return (
-            self.expert_map.num_experts if config.has_experts(block, num_blocks) else 1
+    def make_bank(
+        self,
+        make_ffn: Callable[[int], torch.nn.Module],
+        width: int,
+        hidden: int,
+        config: ExpertConfig | None,
+        *,
+        block: int,
+        num_blocks: int,
+        ffn: str,
+    ) -> ExpertFFNBank | GatedFFNBank:
+        """The bank in place of one FFN.
+
+        Args:
+            make_ffn: inner width -> FFN.
+            width: width D.
+            hidden: inner width H (YAML ``linear_units``).
+            config: where experts sit; None = hard sharing.
+            block: number of the block among ``num_blocks``, from 0.
+            ffn: which FFN of the block, ``macaron`` or ``final``.
+
+        Raises:
+            ConfigError: a block that the stack does not have, or a shared expert and
+                an odd inner width.
+        """
+        if (
+            config is None
+            or config.ffn not in (ffn, "both")
+            or not config.has_experts(block, num_blocks)
+        ):
+            return ExpertFFNBank(partial(make_ffn, hidden), 1)
+        if config.gate is not None:
+            return GatedFFNBank(partial(make_ffn, hidden), width, config.gate)
+        if config.shared:
+            if hidden % 2:
+                raise ConfigError(
+                    "experts.shared halves linear_units, which must be even, got "
+                    f"{hidden}"
+                )
+            hidden //= 2
+        return ExpertFFNBank(
+            partial(make_ffn, hidden), self.expert_map.num_experts, config.shared
         )
 
     def expert_ids_of(self, guide_ids: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -76,8 +115,25 @@ class ExpertStack(torch.nn.Module):
             expert_ids = torch.zeros_like(expert_ids)
         return Route.of(expert_ids, self.expert_map.num_experts, device)
 
+    def with_frames(
+        self,
+        route: Route,
+        valid: torch.Tensor,
+        balance: list[torch.Tensor] | None,
+    ) -> Route:
+        """What learned gates need besides, if the stack has any.
+
+        Args:
+            valid: (B, T) bool, true on valid frames, rows in the route's order.
+            balance: see ``Route``.
+        """
+        if not self._gated:
+            return route  # the places would have to wait for the device
+        frames = valid.flatten().nonzero().view(-1)
+        return dataclasses.replace(route, frames=frames, balance=balance)
+
     def banks(self) -> Iterator[ExpertFFNBank]:
-        """Every expert bank of the stack."""
+        """Every bank of the stack whose experts are picked by guides."""
         return (m for m in self.modules() if isinstance(m, ExpertFFNBank))
 
     def train(self, mode: bool = True) -> ExpertStack:

@@ -21,6 +21,7 @@ from espnet2.train.reporter import SubReporter
 from espnet2.train.trainer import Trainer
 
 from espnet_smoe.config import ConfigError
+from espnet_smoe.moments import moments_follow
 from espnet_smoe.progress import progress
 
 __all__ = ["BACKUP", "SMoETrainer"]
@@ -50,23 +51,25 @@ class SMoETrainer(Trainer):
         """Back up the checkpoint of the epoch before, then train as the host does.
 
         The host tells the time left once an epoch; here it comes every minute.
+        Optimiser state follows the late split where YAML asks for it.
         """
         epoch = f"epoch {reporter.get_epoch()}/{options.max_epoch}"
         if isinstance(iterator, Sized):
             iterator = progress(iterator, len(iterator), epoch, log_every=60.0)
         if not distributed_option.distributed or distributed_option.dist_rank == 0:
             _back_up(Path(options.output_dir), reporter.get_epoch() - 1)
-        return super().train_one_epoch(
-            model=model,
-            iterator=iterator,
-            optimizers=optimizers,
-            schedulers=schedulers,
-            scaler=scaler,
-            reporter=reporter,
-            summary_writer=summary_writer,
-            options=options,
-            distributed_option=distributed_option,
-        )
+        with moments_follow(model, optimizers):
+            return super().train_one_epoch(
+                model=model,
+                iterator=iterator,
+                optimizers=optimizers,
+                schedulers=schedulers,
+                scaler=scaler,
+                reporter=reporter,
+                summary_writer=summary_writer,
+                options=options,
+                distributed_option=distributed_option,
+            )
 
     @staticmethod
     def resume(

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from espnet_smoe.gated import GatedFFNBank
 from espnet_smoe.guide import read_guides
 from espnet_smoe.search import SearchConfig
 from espnet_smoe.task import SMoETask
@@ -16,6 +17,10 @@ from espnet_smoe.task import SMoETask
 CONF = Path(__file__).parents[1] / "conf"
 TRAIN = sorted(CONF.rglob("train*.yaml"))
 DECODE = sorted(CONF.rglob("decode*.yaml"))
+CONDITIONS = [(b, t) for b in ("nb", "wb") for t in ("asr", "st_de")]
+SINGLE = [f"single_{b}_{t}" for b, t in CONDITIONS]
+BASELINES = ("dense", "dense_guided", "dense_wide", "gated", *SINGLE)
+STACKS = ("encoder_conf", "decoder_conf")
 
 
 def name_of(path: Path) -> str:
@@ -46,10 +51,9 @@ def token_list(tmp_path: Path) -> Path:
 def test_every_yaml_is_a_training_or_a_decoding_conf() -> None:
     found = sorted(CONF.rglob("*.yaml"))
     assert found == sorted(TRAIN + DECODE)
+    kinds = ("smoe", "smoe_encoder", "smoe_decoder", *BASELINES)
     assert {
-        f"{folder}train_{kind}.yaml"
-        for folder in ("", "demo/")
-        for kind in ("smoe", "dense", "smoe_encoder", "smoe_decoder")
+        f"{folder}train_{kind}.yaml" for folder in ("", "demo/") for kind in kinds
     } <= {name_of(p) for p in found}
 
 
@@ -62,9 +66,11 @@ def test_training_conf_builds_a_model_and_an_optimiser(
     optimizers = SMoETask.build_optimizers(args, model)
     conf = read(path)
     for stack, option in ((model.encoder, "encoder"), (model.decoder, "decoder")):
-        experts = conf[f"{option}_conf"].get("experts")
-        assert stack.expert_map.num_experts == (2 if experts else 1)
-        assert (stack.split.batches_left > 0) == bool((experts or {}).get("split_at"))
+        experts = conf[f"{option}_conf"].get("experts") or {}
+        assert stack.expert_map.num_experts == (2 if "axis" in experts else 1)
+        assert (stack.split.batches_left > 0) == bool(experts.get("split_at"))
+        gated = [m for m in stack.modules() if isinstance(m, GatedFFNBank)]
+        assert bool(gated) == ("gate" in experts)
     assert len(optimizers) == 1
     read_guides(path)  # what stages 1 and 5 do with it
 
@@ -83,28 +89,43 @@ def test_scheduler_of_a_conf_lasts_for_all_updates(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", TRAIN, ids=name_of)
-def test_confs_of_one_size_differ_in_their_experts_only(path: Path) -> None:
+def test_confs_of_one_size_differ_in_what_they_are_named_after_only(path: Path) -> None:
     conf, reference = read(path), read(path.with_name("train_smoe.yaml"))
     for one in (conf, reference):
-        for stack in ("encoder_conf", "decoder_conf"):
+        for stack in STACKS:
             one[stack].pop("experts", None)
+    kind = path.stem.removeprefix("train_")
+    if kind == "dense_guided":
+        assert conf["encoder_conf"].pop("guide_embedding") == ["bandwidth"]
+    if kind in ("dense_wide", "gated_top2"):
+        for stack in STACKS:
+            assert conf[stack].pop("linear_units") != reference[stack]["linear_units"]
+            del reference[stack]["linear_units"]
+    if kind in SINGLE:
+        bandwidth, task = CONDITIONS[SINGLE.index(kind)]
+        assert conf.pop("guides") == {"bandwidth": [bandwidth], "task": [task]}
+        del reference["guides"]
+        if task != "asr":  # no transcripts, nothing for CTC
+            assert conf["model_conf"].pop("ctc_weight") == 0.0
+            del reference["model_conf"]["ctc_weight"]
     assert conf == reference
 
 
 @pytest.mark.parametrize("folder", [CONF, CONF / "demo"], ids=name_of)
 def test_ablations_have_the_experts_of_the_method_or_none(folder: Path) -> None:
-    stacks = ("encoder_conf", "decoder_conf")
-
     def experts(kind: str) -> list[dict | None]:
         conf = read(folder / f"train_{kind}.yaml")
-        return [conf[stack].get("experts") for stack in stacks]
+        return [conf[stack].get("experts") for stack in STACKS]
 
     encoder, decoder = experts("smoe")
     assert encoder["axis"] == "bandwidth"
     assert decoder["axis"] == "task"
     assert experts("smoe_encoder") == [encoder, None]
     assert experts("smoe_decoder") == [None, decoder]
-    assert experts("dense") == [None, None]
+    for kind in ("dense", "dense_guided", "dense_wide", *SINGLE):
+        assert experts(kind) == [None, None]
+    gate = {"num_experts": 2, "top_k": 1, "balance_weight": 0.01}
+    assert experts("gated") == [{"gate": gate}] * 2
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=name_of)
@@ -129,3 +150,28 @@ def test_experts_cost_parameters_but_no_width(token_list: Path) -> None:
     assert set(shapes["dense"]) < set(shapes["smoe"])
     assert all(shapes["dense"][k] == shapes["smoe"][k] for k in shapes["dense"])
     assert all(".experts.1." in k for k in extra)
+
+
+@pytest.mark.parametrize("folder", [CONF, CONF / "demo"], ids=name_of)
+def test_wider_dense_and_gated_models_have_the_parameters_of_smoe(
+    folder: Path, token_list: Path
+) -> None:
+    def size(kind: str) -> int:
+        args = options(folder / f"train_{kind}.yaml", token_list)
+        return sum(p.numel() for p in SMoETask.build_model(args).parameters())
+
+    smoe = size("smoe")
+    kinds = ["dense_wide", *(p.stem[6:] for p in folder.glob("train_gated*.yaml"))]
+    assert len(kinds) > 1
+    for kind in kinds:
+        assert abs(size(kind) - smoe) <= 0.01 * smoe, kind
+
+
+@pytest.mark.parametrize("path", TRAIN, ids=name_of)
+def test_every_system_but_the_wide_one_costs_one_ffn_of_the_method(path: Path) -> None:
+    conf, reference = read(path), read(path.with_name("train_smoe.yaml"))
+    for stack in STACKS:
+        gate = (conf[stack].get("experts") or {}).get("gate", {})
+        hidden = conf[stack]["linear_units"] * gate.get("top_k", 1)
+        factor = 2 if path.stem == "train_dense_wide" else 1
+        assert hidden == factor * reference[stack]["linear_units"]

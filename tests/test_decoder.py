@@ -264,8 +264,9 @@ def test_only_new_positions_are_computed():
         ({"axis": "bandwidth"}, [2, 2]),
         ({"axis": "task", "blocks": [1]}, [1, 3]),
         ({"axis": "task", "map": {"asr": 0, "st_de": 1, "st_es": 1}}, [2, 2]),
+        ({"axis": "task", "shared": True}, [3, 3]),
     ],
-    ids=["none", "task", "both-axes", "bandwidth", "blocks", "shared"],
+    ids=["none", "task", "both-axes", "bandwidth", "blocks", "map", "shared"],
 )
 @torch.no_grad()
 def test_p5_holds_wherever_yaml_puts_the_experts(experts, sizes):

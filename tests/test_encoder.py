@@ -149,6 +149,39 @@ def test_too_few_frames_are_refused_with_their_number():
     encoder(enough, lengths, torch.tensor([0]))
 
 
+SHARED = {"axis": "bandwidth", "shared": True}
+
+
+def test_a_shared_expert_halves_both_so_that_an_utterance_costs_one_ffn():
+    encoder, dense = make_encoder(experts=SHARED), make_encoder(experts=None)
+    (bank, *_), (ffn, *_) = encoder.banks(), dense.banks()
+    assert len(bank.experts) == 2
+    hidden = [len(e.w_1.weight) for e in (bank.shared, *bank.experts)]
+    assert hidden == [dummies.H // 2] * 3
+    assert len(ffn.experts[0].w_1.weight) == dummies.H
+    some = make_encoder(experts={**SHARED, "blocks": [1], "ffn": "final"})
+    shared = [b.shared is not None for b in some.banks()]
+    assert shared == [False, False, True, False]
+    with pytest.raises(ConfigError, match="linear_units, which must be even, got 25"):
+        make_encoder(experts=SHARED, linear_units=25)
+
+
+def test_p2_p3_hold_beside_a_shared_expert():
+    encoder = make_encoder(experts=SHARED).eval()
+
+    def run(feats, lengths, rows):
+        return encoder(feats, lengths, route_by(encoder, IDS[rows]))[:2]
+
+    contract.check_neighbours(run, features(), LENGTHS)
+
+    def outputs(rows=slice(None)):
+        return run(features()[rows], LENGTHS[rows], rows)[0]
+
+    experts = dummies.expert_modules(encoder)
+    contract.check_isolation(lambda: outputs().detach(), experts, IDS.tolist())
+    contract.check_idle_gradients(outputs, experts, IDS.tolist())
+
+
 # ---- where experts sit ---------------------------------------------------------
 
 
@@ -182,7 +215,7 @@ def test_yaml_says_which_ffns_get_experts(experts, final, macaron):
         ({"experts": {"axis": "colour"}}, GuideError, "unknown axis 'colour'; known"),
         ({"experts": {"axis": "bandwidth", "blocks": [2]}}, ConfigError, "outside"),
         ({"experts": {"axis": "bandwidth", "map": {"nb": 0}}}, GuideError, "each of"),
-        ({"experts": {"gate": "learned"}}, ConfigError, "in experts"),
+        ({"experts": {"router": "learned"}}, ConfigError, "in experts"),
         ({"positionwise_layer_type": "conv1d"}, ConfigError, "in encoder_conf"),
     ],
 )

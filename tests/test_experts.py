@@ -1,6 +1,7 @@
 """Expert bank, route, late split and configuration, each on its own."""
 
 import contract
+import dummies
 import pytest
 import torch
 
@@ -127,6 +128,91 @@ def test_a_bank_needs_an_expert():
         ExpertFFNBank(make_ffn, 0)
 
 
+# ---- shared expert -------------------------------------------------------------
+
+
+def make_half():
+    return PositionwiseFeedForward(D, H // 2, 0.0)
+
+
+def make_shared_bank(num_experts):
+    torch.manual_seed(0)
+    return ExpertFFNBank(make_half, num_experts, shared=True).double()
+
+
+@BATCHES
+def test_a_shared_expert_adds_its_output_to_every_row(num_experts, ids):
+    bank = make_shared_bank(num_experts)
+    x = torch.randn(len(ids), 7, D, dtype=torch.double, requires_grad=True)
+    cotangent = torch.randn(len(ids), 7, D, dtype=torch.double)
+    leaves = [x, *bank.parameters()]
+    got = routed(bank, x, ids)
+    want = torch.stack([bank.shared(row) for row in x]) + naive(bank, x, ids)
+    torch.testing.assert_close(got, want)
+    contract.check_gradients(
+        torch.autograd.grad(got, leaves, cotangent, allow_unused=True),
+        torch.autograd.grad(want, leaves, cotangent, allow_unused=True),
+    )
+
+
+def divide(ffn, bank):
+    """Give half of an FFN's hidden units to the shared expert, half to each other."""
+    state, half = ffn.state_dict(), H // 2
+    for expert, units, bias in (
+        (bank.shared, slice(half), state["w_2.bias"]),
+        *((e, slice(half, H), torch.zeros(D)) for e in bank.experts),
+    ):
+        part = {
+            "w_1.weight": state["w_1.weight"][units],
+            "w_1.bias": state["w_1.bias"][units],
+            "w_2.weight": state["w_2.weight"][:, units],
+            "w_2.bias": bias,
+        }
+        expert.load_state_dict(part)
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 1], [1, 1, 1]])
+def test_p1_a_dense_ffn_divided_into_shared_and_guided_units_gives_its_output(ids):
+    bank, ffn = make_shared_bank(2), make_ffn().double()
+    divide(ffn, bank)
+    x = torch.randn(3, 7, D, dtype=torch.double, requires_grad=True)
+    cotangent = torch.randn_like(x)
+    got, want = routed(bank, x, ids), ffn(x)
+    torch.testing.assert_close(got, want)
+    wanted = torch.autograd.grad(want, [x, ffn.w_1.weight], cotangent)
+    halves = [e.w_1.weight for e in (bank.shared, *bank.experts)]
+    got = torch.autograd.grad(got, [x, *halves], cotangent, allow_unused=True)
+    torch.testing.assert_close(got[0], wanted[0])
+    torch.testing.assert_close(got[1], wanted[1][: H // 2])
+    guided = sum(g for g in got[2:] if g is not None)
+    torch.testing.assert_close(guided, wanted[1][H // 2 :])
+
+
+def test_p2_a_shared_expert_serves_all_and_the_guided_ones_stay_isolated():
+    bank, ids = make_shared_bank(3), [2, 0, 1, 0]
+    x = torch.randn(4, 5, D, dtype=torch.double)
+    contract.check_isolation(lambda: routed(bank, x, ids).detach(), bank.experts, ids)
+    contract.check_idle_gradients(
+        lambda rows: routed(bank, x[rows], [ids[r] for r in rows]), bank.experts, ids
+    )
+    before = routed(bank, x, ids).detach()
+    with dummies.disturbed(bank.shared):
+        after = routed(bank, x, ids).detach()
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_split_copies_the_guided_experts_and_leaves_the_shared_one():
+    bank, split = make_shared_bank(2), ExpertSplit(1)
+    shared = [p.clone() for p in bank.shared.parameters()]
+    split.train_batch([bank])
+    split.train_batch([bank])
+    assert equal_experts(bank)
+    after = bank.shared.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(shared, after, strict=True))
+    first = bank.experts[0].w_1.weight
+    assert not torch.equal(first, bank.shared.w_1.weight)
+
+
 # ---- late split ----------------------------------------------------------------
 
 
@@ -184,6 +270,7 @@ def equal_experts(bank):
         ({"axis": "task", "ffn": "first"}, "macaron, final or both, got 'first'"),
         ({"axis": "task", "split_at": 1.0}, r"lie in \[0, 1\), got 1.0"),
         ({"axis": "task", "split_at": -0.1}, r"lie in \[0, 1\), got -0.1"),
+        ({"axis": "task", "shared": "yes"}, "shared must be true or false, got 'yes'"),
     ],
 )
 def test_bad_expert_configs_are_refused(conf, message):

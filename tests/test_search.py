@@ -137,6 +137,30 @@ def test_p5_the_search_finds_the_hosts_nbests_with_the_hosts_scores(
     check_same_nbests(got, want)
 
 
+@pytest.mark.parametrize(
+    "encoder, decoder",
+    [
+        ({"gate": {"num_experts": 2}}, {"gate": {"num_experts": 2}}),
+        ({"axis": "bandwidth"}, {"gate": {"num_experts": 3, "top_k": 2}}),
+        (
+            {"axis": "bandwidth", "shared": True},
+            {"axis": ["task", "bandwidth"], "shared": True},
+        ),
+    ],
+    ids=["top-1", "top-2", "shared"],
+)
+def test_p5_the_search_finds_them_whatever_picks_the_experts(encoder, decoder):
+    model, data, encoded, frames = setup(
+        encoder={"experts": encoder, "guide_embedding": ["bandwidth"]},
+        decoder={"experts": decoder},
+    )
+    config = SearchConfig(beam_size=3, nbest=3, maxlenratio=-6)
+    got = RowSearch(model, config)(encoded, frames, rows_of(model, data, PAIRS))
+    bandwidths = [u[0] for u in UTTERANCES]
+    want = reference(model, config, encoded, frames, PAIRS, bandwidths)
+    check_same_nbests(got, want)
+
+
 def test_p5_a_search_without_length_limit_ends_where_the_hosts_does():
     model, data, encoded, frames = setup(UTTERANCES[:2])
     config = SearchConfig(beam_size=2, nbest=2)
