@@ -64,6 +64,7 @@ register(host_asr.model_choices, "smoe", SMoEModel)
 # what build_model fills in; not for YAML
 _BUILT = {
     "input_size", "guides", "guide_token_ids", "vocab_size", "token_list",
+    "added_guides",
     "encoder_output_size", "split_after", "frontend", "specaug", "normalize",
     "encoder", "decoder", "ctc",
 }  # fmt: skip
@@ -131,6 +132,12 @@ class SMoETask(host_asr.ASRTask):
             action=NestedDictAction,
             default=None,
             help="axis -> list of guides, e.g. {bandwidth: [nb, wb], task: [asr]}",
+        )
+        group.add_argument(
+            "--added_guides",
+            nargs="*",
+            default=[],
+            help="guides that smoe_add_task added behind the token list",
         )
         group.add_argument(
             "--init",
@@ -218,7 +225,9 @@ class SMoETask(host_asr.ASRTask):
         tokens = read_token_list(args.token_list)
         args.token_list = tokens  # config.yaml then needs no other file
         guides = GuideTable.from_mapping(args.guides)
-        token_ids = guide_token_ids(guides, tokens)
+        # config.yaml of earlier releases has no such key
+        added_guides = getattr(args, "added_guides", [])
+        token_ids = guide_token_ids(guides, tokens, added_guides)
         classes = {
             "encoder": encoder_choices.get_class(args.encoder),
             "decoder": decoder_choices.get_class(args.decoder),
@@ -242,6 +251,7 @@ class SMoETask(host_asr.ASRTask):
             guides=args.guides,
             guide_token_ids=token_ids,
             split_after=split_batches(args, args.decoder_conf),
+            added_guides=added_guides,
             **args.decoder_conf,
         )
         specaug = None
