@@ -13,7 +13,7 @@ import torch
 
 from espnet_smoe.audio import MODEL_RATE
 from espnet_smoe.datadir import load_dumped, read_datadir
-from espnet_smoe.dense import SurgeryError
+from espnet_smoe.dense import DenseModel, SurgeryError
 from espnet_smoe.guide import TASK, token
 from espnet_smoe.inference import Speech2Text
 from espnet_smoe.model import SMoEModel
@@ -21,7 +21,7 @@ from espnet_smoe.query import Query
 from espnet_smoe.search import SearchConfig
 from espnet_smoe.tokens import special_ids
 
-__all__ = ["compare_decoding", "compare_outputs"]
+__all__ = ["compare_decoding", "compare_dense", "compare_outputs"]
 
 _UTTERANCES = 20  # enough to tell the speeds apart
 
@@ -76,6 +76,47 @@ def compare_outputs(
         "difference_encoder": float(max(differences)),
         "difference_decoder": float((decoded - host_decoded).abs().max()),
     }
+
+
+@torch.no_grad()
+def compare_dense(
+    model: SMoEModel, dense: DenseModel, route: Mapping[str, str], with_decoder: bool
+) -> dict[str, float]:
+    """Run an S-MoE model on one route and a dense model on random features and text.
+
+    Args:
+        model: in evaluation mode.
+        dense: the model that it must equal on this route.
+        route: axis -> guide, all axes.
+        with_decoder: whether the dense model has the same vocabulary.
+
+    Returns:
+        ``difference_encoder`` and, with a decoder, ``difference_decoder``, see
+        ``compare_outputs``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    width = model.frontend.output_size()
+    feats = torch.randn(2, 200, width, generator=generator)
+    lengths = torch.tensor([200, 140])
+    feats[1, lengths[1] :] = 0.0
+    axes = model.guides.axes
+    ids = {a.name: torch.tensor([a.index(route[a.name])] * 2) for a in axes}
+    memory, frames, _ = model.encoder(feats, lengths, model.encoder.expert_ids_of(ids))
+    theirs, _, _ = dense.encoder()(feats, lengths)
+    differences = [
+        (memory - theirs)[i, : int(n)].abs().max() for i, n in enumerate(frames)
+    ]
+    found = {"difference_encoder": float(max(differences))}
+    if with_decoder:
+        prompt = [model.guide_token_ids[a.name][int(ids[a.name][0])] for a in axes]
+        start = torch.tensor([[model.eos, *prompt]] * 2)
+        text = torch.randint(2, model.eos, (2, 12), generator=generator)
+        ys = torch.cat([start, text], dim=1)
+        sizes = torch.full((2,), ys.size(1))
+        scores, _ = model.decoder(memory, frames, ys, sizes)
+        others, _ = dense.decoder()(theirs, frames, ys, sizes)
+        found["difference_decoder"] = float((scores - others).abs().max())
+    return found
 
 
 def compare_decoding(

@@ -8,6 +8,7 @@ and options of both sides.
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
@@ -38,7 +40,9 @@ __all__ = [
     "extract_route",
     "file_of",
     "read_dense",
+    "routes_of",
     "stock_options",
+    "write_statistics",
 ]
 
 State = Mapping[str, torch.Tensor]
@@ -168,6 +172,7 @@ class DenseModel:
             module; no ``decoder`` for a model of another kind of decoder.
         normalize: class and options of the feature normalisation.
         state: the host's names -> tensors.
+        left: names of the checkpoint that were left out of ``state``.
     """
 
     name: str
@@ -175,6 +180,7 @@ class DenseModel:
     options: Mapping[str, Mapping[str, Any]]
     normalize: tuple[str | None, Mapping[str, Any]]
     state: State
+    left: tuple[str, ...] = ()
 
     def encoder(self) -> ConformerEncoder:
         """The host's encoder with this model's weights, for inference."""
@@ -270,6 +276,8 @@ def _from_stock(experiment: Path, conf: Mapping[str, Any], state: State) -> Dens
         part: _rate_in_hz({**_defaults(_HOSTS[part]), **(conf[f"{part}_conf"] or {})})
         for part in parts
     }
+    # a loss in training only; the outputs of inference stay one tensor without it
+    options["encoder"]["interctc_layer_idx"] = []
     return DenseModel(
         name=str(experiment),
         tokens=tuple(conf["token_list"]),
@@ -277,6 +285,24 @@ def _from_stock(experiment: Path, conf: Mapping[str, Any], state: State) -> Dens
         normalize=(conf.get("normalize"), conf.get("normalize_conf") or {}),
         state=dict(_new_names(state)),
     )
+
+
+def routes_of(guides: GuideTable) -> list[dict[str, str]]:
+    """Every route of a model: axis -> guide."""
+    names = [axis.name for axis in guides.axes]
+    choices = itertools.product(*(axis.guides for axis in guides.axes))
+    return [dict(zip(names, choice, strict=True)) for choice in choices]
+
+
+def write_statistics(state: State, path: Path) -> None:
+    """The host's ``feats_stats.npz`` that gives a checkpoint's ``global_mvn``.
+
+    The file that it was trained with may be elsewhere by now.
+    """
+    mean, std = (
+        state[f"normalize.{name}"].double().numpy() for name in ("mean", "std")
+    )
+    np.savez(path, count=1.0, sum=mean, sum_square=std**2 + mean**2)
 
 
 def _new_names(state: State) -> Iterator[tuple[str, torch.Tensor]]:

@@ -24,7 +24,13 @@ import yaml
 from espnet_smoe.audio import MODEL_RATE
 from espnet_smoe.checkpoint import load_model
 from espnet_smoe.compare_route import compare_decoding, compare_outputs
-from espnet_smoe.dense import DenseModel, SurgeryError, extract_route, file_of
+from espnet_smoe.dense import (
+    DenseModel,
+    SurgeryError,
+    extract_route,
+    file_of,
+    write_statistics,
+)
 from espnet_smoe.files import write_atomically
 from espnet_smoe.guide import BANDWIDTH, TASK, read_guides, token
 from espnet_smoe.model import SMoEModel
@@ -100,8 +106,8 @@ def extract(
     dense = extract_route(str(experiment), conf, model.state_dict(), route)
     with write_atomically(out_dir) as folder:
         shutil.copyfile(bpemodel, folder / "bpe.model")
-        if stats := dense.normalize[1].get("stats_file"):
-            shutil.copyfile(stats, folder / "feats_stats.npz")
+        if dense.normalize[0] == "global_mvn":
+            write_statistics(dense.state, folder / "feats_stats.npz")
         _write_yaml(folder / "config.yaml", _host_config(dense, model, route, folder))
         torch.save(dict(dense.state), folder / "model.pth")
         host = _build_host(folder)

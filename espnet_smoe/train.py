@@ -19,7 +19,7 @@ from espnet_smoe.files import DataDirError, read_table, write_atomically, write_
 from espnet_smoe.guide import GuideTable, read_guides
 from espnet_smoe.preprocess import make_targets
 
-__all__ = ["collect_stats", "train"]
+__all__ = ["collect_stats", "read_options", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +143,29 @@ def train(
     _run_host(command)
 
 
+def read_options(config: Path, token_dir: Path, output_dir: Path) -> argparse.Namespace:
+    """All options of a training, the host's defaults included, without its data.
+
+    Raises:
+        ValueError: the YAML or the token list is missing or broken.
+    """
+    read_guides(config)
+    _check_tokens(token_dir)
+    command = [
+        "--config", os.fspath(config),
+        "--token_list", os.fspath(token_dir / "tokens.txt"),
+        "--bpemodel", os.fspath(output_dir / "bpe.model"),
+        "--output_dir", os.fspath(output_dir),
+    ]  # fmt: skip
+    return _parse(config, command)
+
+
+def _check_tokens(token_dir: Path) -> None:
+    for name in ("bpe.model", "tokens.txt"):
+        if not (token_dir / name).is_file():
+            raise DataDirError(f"{token_dir / name} is missing; run stage 5 first")
+
+
 def _read_yaml(path: Path) -> dict:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
@@ -151,9 +174,7 @@ def _read_inputs(
     config: Path, train_dir: Path, valid_dir: Path, token_dir: Path
 ) -> _Inputs:
     guides = read_guides(config)
-    for name in ("bpe.model", "tokens.txt"):
-        if not (token_dir / name).is_file():
-            raise DataDirError(f"{token_dir / name} is missing; run stage 5 first")
+    _check_tokens(token_dir)
     folders = dict(zip(_SPLITS, (train_dir, valid_dir), strict=True))
     targets = {}
     for split, folder in folders.items():
