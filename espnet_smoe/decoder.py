@@ -116,6 +116,12 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
             x = torch.where((ys == vocab + n)[..., None], vector, x)
         return x
 
+    def vector_of(self, token_id: int) -> torch.Tensor:
+        """Embedding of a token, (D,), also of one behind the token list."""
+        return self._embed(
+            torch.tensor([token_id], device=self.embed[0].weight.device)
+        )[0]
+
     def expert_ids_of_prompt(self, prompts: torch.Tensor) -> torch.Tensor:
         """Expert of each row, from its prompt.
 

@@ -183,7 +183,15 @@ class SMoETask(host_asr.ASRTask):
         Raises:
             ConfigError: a key is unknown or a value out of range.
         """
-        optimizers = cls.build_optimizers(args, model=cls.build_model(args))
+        model = cls.build_model(args)
+        nbest = np.max(args.keep_nbest_models)
+        if model.train_only and nbest > 2:
+            # (w + w + w) / 3 is not always w: what is frozen would move
+            raise ConfigError(
+                f"model_conf.train_only keeps all else to the bit, which the mean of "
+                f"{nbest} checkpoints does not; set keep_nbest_models to 1 or 2"
+            )
+        optimizers = cls.build_optimizers(args, model=model)
         if args.scheduler is not None:
             scheduler = scheduler_classes[args.scheduler]
             check_conf("scheduler", args.scheduler_conf, scheduler)
