@@ -161,24 +161,20 @@ def _host_config(
         normalize_conf = {
             **normalize_conf, "stats_file": os.fspath(folder / "feats_stats.npz")
         }  # fmt: skip
+    from espnet2.tasks.s2t import S2TTask
+
     return {
+        # the command line reads more keys than the model does
+        **vars(S2TTask.get_parser().parse_args([])),
         "token_list": list(dense.tokens),
         "token_type": "bpe",
         "bpemodel": os.fspath(folder / "bpe.model"),
-        "input_size": None,
-        "init": None,
         "frontend": "default",
         "frontend_conf": dict(dense.options["frontend"]),
-        "specaug": None,
-        "specaug_conf": {},
         "normalize": normalize,
         "normalize_conf": dict(normalize_conf),
-        "preencoder": None,
-        "preencoder_conf": {},
         "encoder": "conformer",
         "encoder_conf": dict(dense.options["encoder"]),
-        "postencoder": None,
-        "postencoder_conf": {},
         "decoder": "transformer",
         "decoder_conf": dict(dense.options["decoder"]),
         "ctc_conf": {},
@@ -196,7 +192,7 @@ def _host_config(
             "sym_sop": UNK,
             "sym_na": UNK,
         },
-        "preprocessor": "s2t",
+        "use_preprocessor": False,  # the command line would cut audio twice
         "preprocessor_conf": {
             "notime_symbol": token(route[TASK]),
             "first_time_symbol": dense.tokens[special[0]],
