@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -56,31 +58,39 @@ def spanish(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-def train(
-    experiment: Experiment, added: Path, spanish: dict[str, Path], out: Path, *options
-) -> int:
-    inputs = [
-        "--config", added / "train.yaml", "--train_dir", spanish["train"],
-        "--valid_dir", spanish["dev"], "--token_dir", added,
+def smoe_train_main(added: Path, data: dict[str, Path], *options: object) -> int:
+    command = [
+        "--config", added / "train.yaml", "--train_dir", data["train"],
+        "--valid_dir", data["dev"], "--token_dir", added, *options,
     ]  # fmt: skip
-    stats = out.with_name(f"{out.name}_stats")
-    collect = [*inputs, "--output_dir", stats, "--collect_stats", "true"]
-    assert smoe_train.main([str(c) for c in collect]) == 0
-    command = [*inputs, "--stats_dir", stats, "--output_dir", out, *options]
     return smoe_train.main([str(c) for c in command])
 
 
 @pytest.fixture(scope="module")
-def trained(
-    experiment: Experiment,
+def stats(
     added: Path,
     spanish: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Stage 10 with the YAML that the tool wrote."""
+    out = tmp_path_factory.mktemp("stats") / "stats"
+    collect = ["--output_dir", out, "--collect_stats", "true"]
+    assert smoe_train_main(added, spanish, *collect) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(
+    added: Path,
+    spanish: dict[str, Path],
+    stats: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Six updates of Adam through the trainer, mean of both epochs."""
     out = tmp_path_factory.mktemp("trained") / "exp"
     options = ["--keep_nbest_models", "2", "--optim_conf", "weight_decay=0.1"]
-    assert train(experiment, added, spanish, out, *options) == 0
+    options += ["--stats_dir", stats, "--output_dir", out]
+    assert smoe_train_main(added, spanish, *options) == 0
     assert (out / FILE).resolve().name == "valid.acc.ave_2best.pth"
     return out
 
@@ -147,6 +157,8 @@ def test_only_what_serves_the_new_task_moved(added: Path, trained: Path):
     new = {k for k in before if expert_key(k) and expert_key(k).expert == 2}
     assert new
     assert moved == {"decoder.added.st_es", *new}
+    targets = (trained / "data/train/targets").read_text().splitlines()
+    assert all(list(json.loads(t.split(" ", 1)[1])) == ["st_es"] for t in targets)
     epoch = state_of(trained, "1epoch.pth")
     assert torch.equal(
         before["encoder.encoders.0.conv_module.norm.num_batches_tracked"],
@@ -210,8 +222,9 @@ def test_a_prepared_token_is_never_emitted_before_or_after(
         ({"axis": TASK, "map": {"asr": 0, "st_de": 0}}, "st_de", {1: 0}),
         ({"axis": ["bandwidth", TASK]}, "st_de", {0: 0, 1: 1, 2: 1, 3: 2, 4: 3, 5: 3}),
         ({"axis": [TASK, "bandwidth"]}, "asr", {4: 0, 5: 1}),
+        ({"axis": TASK, "split_at": 0.5}, "asr", {0: 0, 1: 1, 2: 0}),
     ],
-    ids=["map", "shared", "bandwidth-task", "task-bandwidth"],
+    ids=["map", "shared", "bandwidth-task", "task-bandwidth", "still-tied"],
 )
 def test_experts_of_any_routing_by_task(
     experiment: Experiment, tmp_path: Path, experts, like, origin
@@ -230,17 +243,20 @@ def test_experts_of_any_routing_by_task(
     bank = "decoder.decoders.0.feed_forward.experts.{}.w_1.weight"
     for to, source in origin.items():
         assert torch.equal(new[bank.format(to)], old[bank.format(source)])
+    # tied experts would leave the new one idle
+    assert float(new["decoder.split.batches_left"]) == -math.inf
     assert hypotheses(exp) == hypotheses(tmp_path / "new")
 
 
 def test_the_mean_of_three_checkpoints_is_refused(
-    experiment: Experiment, added: Path, spanish, tmp_path: Path, capsys
+    added: Path, spanish, stats: Path, tmp_path: Path, capsys
 ):
     x = torch.linspace(0.1, 0.2, 100)
     assert torch.equal((x + x) / 2, x)
     assert not torch.equal((x + x + x) / 3, x)  # why
     out = tmp_path / "exp"
-    assert train(experiment, added, spanish, out, "--keep_nbest_models", "3") == 1
+    options = ["--stats_dir", stats, "--output_dir", out, "--keep_nbest_models", "3"]
+    assert smoe_train_main(added, spanish, *options) == 1
     error = capsys.readouterr().err
     assert "mean of 3 checkpoints" in error
     assert "keep_nbest_models to 1 or 2" in error
@@ -251,13 +267,13 @@ def test_utterances_without_the_new_task_are_refused(
     experiment: Experiment, added: Path, tmp_path: Path, capsys
 ):
     folders = {"train": experiment.train, "dev": experiment.dev}
-    with pytest.raises(AssertionError):
-        train(experiment, added, folders, tmp_path / "exp")
+    options = ["--stats_dir", experiment.stats, "--output_dir", tmp_path / "exp"]
+    assert smoe_train_main(added, folders, *options) == 1
     assert "has references of ['asr', 'st_de'] only" in capsys.readouterr().err
 
 
 def test_other_tokens_are_refused(
-    experiment: Experiment, added: Path, spanish, tmp_path: Path, capsys
+    added: Path, spanish, stats: Path, tmp_path: Path, capsys
 ):
     tokens = tmp_path / "tokens"
     tokens.mkdir()
@@ -265,12 +281,9 @@ def test_other_tokens_are_refused(
     lines = (added / "tokens.txt").read_text().splitlines()
     lines[8:10] = lines[9:7:-1]
     (tokens / "tokens.txt").write_text("\n".join(lines) + "\n")
-    command = [
-        "--config", added / "train.yaml", "--train_dir", spanish["train"],
-        "--valid_dir", spanish["dev"], "--token_dir", tokens, "--stats_dir",
-        experiment.stats, "--output_dir", tmp_path / "exp",
-    ]  # fmt: skip
-    assert smoe_train.main([str(c) for c in command]) == 1
+    options = ["--stats_dir", stats, "--output_dir", tmp_path / "exp"]
+    # the last of two equal options counts
+    assert smoe_train_main(added, spanish, *options, "--token_dir", tokens) == 1
     error = capsys.readouterr().err
     assert str(added / FILE) in error
     assert str(tokens / "tokens.txt") in error
