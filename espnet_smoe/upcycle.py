@@ -106,6 +106,7 @@ def upcycle(
                 **options.normalize_conf,
                 "stats_file": os.fspath(folder / "feats_stats.npz"),
             }
+        torch.manual_seed(options.seed)  # of what stays fresh
         model = SMoETask.build_model(options)
         state, report = _fill(model.state_dict(), base, experts, dense.values())
         model.load_state_dict(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,17 @@ import pytest
 import soundfile
 import torch
 import yaml
-from tiny_experiment import Experiment
+from espnet2.bin.s2t_inference import Speech2Text as HostSpeech2Text
+from surgery import decide, save
+from tiny_experiment import CONF, Experiment, write_conf
 
 from espnet_smoe import Speech2Text
 from espnet_smoe.bin import smoe_extract
 from espnet_smoe.dense import SurgeryError, expert_key
 from espnet_smoe.extract import extract
 from espnet_smoe.guide import GuideError
+from espnet_smoe.task import SMoETask
+from espnet_smoe.train import read_options
 
 pytest_plugins = ["fixtures_exp"]
 
@@ -232,6 +237,36 @@ def test_a_route_that_does_not_exist_is_refused(
     assert smoe_extract.main(command) == 1
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_three_axes_are_the_hosts_prompt_with_its_no_timestamps(
+    experiment: Experiment, tmp_path: Path
+):
+    guides = {"bandwidth": ["nb", "wb"], "channel": ["phone", "mic"], "task": ["asr"]}
+    tokens = (experiment.tokens / "tokens.txt").read_text().splitlines()
+    tokens[5:8] = ["<phone>", "<mic>", "▁new"]
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    (folder / "tokens.txt").write_text("\n".join(tokens) + "\n")
+    shutil.copy(experiment.tokens / "bpe.model", folder)
+    encoder = {**CONF["encoder_conf"], "experts": {"axis": ["bandwidth", "channel"]}}
+    conf = write_conf(tmp_path / "conf.yaml", guides=guides, encoder_conf=encoder)
+    options = read_options(conf, folder, tmp_path / "exp")
+    save(tmp_path / "exp", decide(SMoETask.build_model(options), 3), vars(options))
+    shutil.copy(folder / "bpe.model", tmp_path / "exp")
+    route = {"bandwidth": "wb", "channel": "phone", "task": "asr"}
+    extract(tmp_path / "exp", route, tmp_path / "out")
+    files = str(tmp_path / "out/config.yaml"), str(tmp_path / "out/model.pth")
+    host = HostSpeech2Text(
+        *files, lang_sym="<wb>", task_sym="<phone>", ctc_weight=0.3, beam_size=5
+    )
+    ours = Speech2Text.from_pretrained(tmp_path / "exp")
+    speech = np.random.default_rng(2).uniform(-0.2, 0.2, 9000).astype(np.float32)
+    (wanted,) = ours(speech, 16000, "asr", "wb", guides={"channel": "phone"})
+    theirs = host(np.append(speech, np.float32(0)))[0]
+    assert theirs[4].yseq.tolist() == wanted[3].yseq.tolist()
+    assert theirs[4].yseq[1:4].tolist() == [3, 5, 4]
+    assert float(theirs[4].score) == pytest.approx(float(wanted[3].score), abs=1e-4)
 
 
 def test_special_tokens_must_be_a_range_that_the_host_can_ban(
