@@ -20,7 +20,7 @@ from espnet_smoe.cache import DecoderCache, HypothesisRef, merge
 from espnet_smoe.config import ConfigError, ExpertConfig
 from espnet_smoe.decoder_layer import SMoETransformerLayer, key_value
 from espnet_smoe.experts import Route
-from espnet_smoe.guide import GuideError, GuideTable
+from espnet_smoe.guide import TASK, GuideError, GuideTable
 from espnet_smoe.host import (
     MultiHeadedAttention,
     PositionwiseFeedForward,
@@ -47,6 +47,8 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
         use_sdpa: torch's fused self attention in training.
         experts: see ``ExpertConfig``; None = one FFN for all (hard sharing).
         split_after: training batches before the late split, see ``ExpertSplit``.
+        added_guides: guides whose tokens have the ids V, V + 1, ...: each has a vector
+            of its own and no output, so that nothing else notices it was added.
 
     Raises:
         ConfigError: an option is out of range.
@@ -68,6 +70,7 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
         use_sdpa: bool = False,
         experts: Mapping[str, Any] | None = None,
         split_after: int = 0,
+        added_guides: Sequence[str] = (),
     ) -> None:
         super().__init__(
             vocab_size, encoder_output_size, dropout_rate, positional_dropout_rate
@@ -79,12 +82,16 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
             )
         table = GuideTable.from_mapping(guides)
         self.init_experts(table, config, split_after)
+        self._guides = table
         self._axes = tuple(a.name for a in table.axes)
         self._guide_of_token = {
             axis: {t: g for g, t in enumerate(guide_token_ids[axis])}
             for axis in self._axes
         }
         width = encoder_output_size
+        self.added = torch.nn.ParameterDict(
+            {guide: torch.randn(width) for guide in added_guides}
+        )
 
         def make_ffn(hidden: int) -> PositionwiseFeedForward:
             return PositionwiseFeedForward(width, hidden, dropout_rate)
@@ -109,6 +116,20 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
 
         self.decoders = torch.nn.ModuleList(make_layer(b) for b in range(num_blocks))
 
+    def _embed(self, ys: torch.Tensor) -> torch.Tensor:
+        """Token ids -> vectors, without positions: (N, L) -> (N, L, D)."""
+        vocab = self.output_layer.out_features
+        x = self.embed[0](ys.clamp(max=vocab - 1) if self.added else ys)
+        for n, vector in enumerate(self.added.values()):
+            x = torch.where((ys == vocab + n)[..., None], vector, x)
+        return x
+
+    def vector_of(self, token_id: int) -> torch.Tensor:
+        """Embedding of a token, (D,), also of one behind the token list."""
+        return self._embed(
+            torch.tensor([token_id], device=self.embed[0].weight.device)
+        )[0]
+
     def expert_ids_of_prompt(self, prompts: torch.Tensor) -> torch.Tensor:
         """Expert of each row, from its prompt.
 
@@ -130,6 +151,10 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
                 )
             guide_ids[axis] = torch.tensor([known[t] for t in column])
         return self.expert_ids_of(guide_ids)
+
+    def experts_only_of(self, tasks: Sequence[str]) -> list[int]:
+        """Ids of the experts that serve no task but these."""
+        return self.expert_map.only_of(self._guides, TASK, tasks)
 
     def forward(
         self,
@@ -164,7 +189,7 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
         ys_mask = valid_mask(route.sort(ys_in_lens), ys_in_pad.size(1))[:, None, :]
         hs_mask = valid_mask(route.sort(hlens), hs_pad.size(1))[:, None, :]
         route = self.with_frames(route, ys_mask[:, 0], balance)
-        x = self.embed(route.sort(ys_in_pad))
+        x = self.embed[1](self._embed(route.sort(ys_in_pad)))
         ys_mask = ys_mask & ys_mask.new_ones(x.size(1), x.size(1)).tril()
         for layer in self.decoders:
             x = layer(x, ys_mask, memory, hs_mask, route)
@@ -251,7 +276,7 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
 
         positions = self.embed[1]
         positions.extend_pe(xs.new_zeros(()).expand(1, ys.size(1)))
-        x = self.embed[0](ys[:, done:]) * positions.xscale
+        x = self._embed(ys[:, done:]) * positions.xscale
         x = x + positions.pe[:, done : ys.size(1)]
         new = []
         for n, layer in enumerate(self.decoders):

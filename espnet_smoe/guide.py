@@ -233,6 +233,26 @@ class ExpertMap:
             raise GuideError(f"expert ids must be 0..E-1, all in use; got {used}")
         return cls(tuple(axes), {(routed[0].index(g),): e for g, e in shared.items()})
 
+    def expert(self, guides: GuideTable, names: Mapping[str, str]) -> int:
+        """Expert that serves the guides ``names`` (axis -> guide; at least ``axes``).
+
+        Raises:
+            GuideError: a guide is unknown; lists the known ones.
+        """
+        return self.table[tuple(guides.axis(a).index(names[a]) for a in self.axes)]
+
+    def only_of(self, guides: GuideTable, axis: str, names: Sequence[str]) -> list[int]:
+        """Ids of the experts that serve no guide of ``axis`` but ``names``.
+
+        None if the stack is not routed by that axis.
+        """
+        if axis not in self.axes:
+            return []
+        place = self.axes.index(axis)
+        wanted = {guides.axis(axis).index(name) for name in names}
+        others = {e for key, e in self.table.items() if key[place] not in wanted}
+        return sorted(set(self.table.values()) - others)
+
     @property
     def num_experts(self) -> int:
         """Number of experts E."""

@@ -27,6 +27,7 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet_smoe.config import ConfigError
 from espnet_smoe.decoder import SMoETransformerDecoder
 from espnet_smoe.encoder import SMoEConformerEncoder
+from espnet_smoe.experts import ExpertFFNBank
 from espnet_smoe.guide import TASK, GuideError, GuideTable
 from espnet_smoe.mask import valid_mask
 from espnet_smoe.rows import IGNORE, Rows, add_prompt, smoothed_cross_entropy
@@ -44,9 +45,13 @@ class SMoEModel(ESPnetASRModel):
             transcripts (task ``asr``) only, translations are not monotonic.
         lsm_weight: label smoothing in [0, 1).
         task_weights: task -> weight of its decoder loss; default 1.0 each.
+        train_only: tasks to train while all else stays as it is, to the bit: only
+            what serves no other task learns (the tokens and experts that
+            ``smoe_add_task`` added), and batch norm keeps its statistics.
 
     Raises:
-        ConfigError: a weight is out of range or names an unknown task.
+        ConfigError: a weight is out of range, a task is unknown, or nothing serves
+            the tasks to train alone.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class SMoEModel(ESPnetASRModel):
         ctc_weight: float = 0.3,
         lsm_weight: float = 0.1,
         task_weights: Mapping[str, float] | None = None,
+        train_only: Sequence[str] = (),
     ) -> None:
         if not 0.0 <= ctc_weight < 1.0 or not 0.0 <= lsm_weight < 1.0:
             raise ConfigError(
@@ -107,6 +113,40 @@ class SMoEModel(ESPnetASRModel):
                 f"ctc_weight {ctc_weight} needs the task 'asr'; tasks: "
                 f"{list(self.guides.tasks)}"
             )
+        self.train_only = tuple(train_only)
+        if self.train_only:
+            self._freeze()
+
+    def _freeze(self) -> None:
+        """Let only what serves the tasks of ``train_only`` alone learn."""
+        for task in self.train_only:
+            self.guides.axis(TASK).index(task)
+        learning = [f"decoder.added.{task}" for task in self.train_only]
+        learning += [
+            f"{name}.experts.{expert}"
+            for name, bank in self.named_modules()
+            if isinstance(bank, ExpertFFNBank) and len(bank.experts) > 1
+            for expert in self.decoder.experts_only_of(self.train_only)
+            if name.startswith("decoder.")
+        ]
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad = f"{name}.".startswith(
+                tuple(f"{part}." for part in learning)
+            )
+        if not any(p.requires_grad for p in self.parameters()):
+            raise ConfigError(
+                f"train_only {list(self.train_only)}: no token or decoder expert "
+                "serves these tasks alone; smoe_add_task makes them"
+            )
+
+    def train(self, mode: bool = True) -> SMoEModel:
+        """Switch mode; the batch norm of a frozen model stays as in inference."""
+        super().train(mode)
+        if self.train_only:
+            for module in self.modules():
+                if isinstance(module, torch.nn.BatchNorm1d):
+                    module.eval()
+        return self
 
     def encode(
         self,

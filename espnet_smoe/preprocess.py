@@ -35,8 +35,8 @@ def make_targets(utterances: Sequence[Utterance], guides: GuideTable) -> dict[st
         texts = {t: utt.texts[t] for t in guides.tasks if t in utt.texts}
         if not texts:
             raise GuideError(
-                f"{utt.id}: has references of {sorted(utt.texts)} only; the model's "
-                f"tasks are {list(guides.tasks)}"
+                f"{utt.id}: has references of {sorted(utt.texts)} only; the tasks "
+                f"to learn are {list(guides.tasks)}"
             )
         table[utt.id] = json.dumps(texts, ensure_ascii=False)
     return table

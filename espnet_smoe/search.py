@@ -25,6 +25,7 @@ from espnet_smoe.host import (
 )
 from espnet_smoe.model import SMoEModel
 from espnet_smoe.rows import Rows
+from espnet_smoe.tokens import special_ids
 
 __all__ = ["RowSearch", "SMoEBeamSearch", "SearchConfig", "TokenMask"]
 
@@ -145,9 +146,7 @@ class RowSearch:
     def __init__(self, model: SMoEModel, config: SearchConfig) -> None:
         self.model = model
         self.config = config
-        guide_ids = [i for ids in model.guide_token_ids.values() for i in ids]
-        unknown = [i for i, t in enumerate(model.token_list) if t == "<unk>"]
-        mask = TokenMask([model.blank_id, *unknown, *guide_ids], model.vocab_size)
+        mask = TokenMask(special_ids(model.token_list), model.vocab_size)
         scorers = {
             "decoder": model.decoder,
             "mask": mask,

@@ -65,6 +65,7 @@ register(host_asr.model_choices, "smoe", SMoEModel)
 # what build_model fills in; not for YAML
 _BUILT = {
     "input_size", "guides", "guide_token_ids", "vocab_size", "token_list",
+    "added_guides",
     "encoder_output_size", "split_after", "frontend", "specaug", "normalize",
     "encoder", "decoder", "ctc",
 }  # fmt: skip
@@ -134,6 +135,12 @@ class SMoETask(host_asr.ASRTask):
             help="axis -> list of guides, e.g. {bandwidth: [nb, wb], task: [asr]}",
         )
         group.add_argument(
+            "--added_guides",
+            nargs="*",
+            default=[],
+            help="guides that smoe_add_task added behind the token list",
+        )
+        group.add_argument(
             "--init",
             type=str_or_none,
             default=None,
@@ -184,7 +191,15 @@ class SMoETask(host_asr.ASRTask):
             ConfigError: a key is unknown or a value out of range.
         """
         cls.build_augmentation(args)
-        optimizers = cls.build_optimizers(args, model=cls.build_model(args))
+        model = cls.build_model(args)
+        nbest = np.max(args.keep_nbest_models)
+        if model.train_only and nbest > 2:
+            # (w + w + w) / 3 is not always w: what is frozen would move
+            raise ConfigError(
+                f"model_conf.train_only keeps all else to the bit, which the mean of "
+                f"{nbest} checkpoints does not; set keep_nbest_models to 1 or 2"
+            )
+        optimizers = cls.build_optimizers(args, model=model)
         if args.scheduler is not None:
             scheduler = scheduler_classes[args.scheduler]
             check_conf("scheduler", args.scheduler_conf, scheduler)
@@ -239,7 +254,9 @@ class SMoETask(host_asr.ASRTask):
         tokens = read_token_list(args.token_list)
         args.token_list = tokens  # config.yaml then needs no other file
         guides = GuideTable.from_mapping(args.guides)
-        token_ids = guide_token_ids(guides, tokens)
+        # config.yaml of earlier releases has no such key
+        added_guides = getattr(args, "added_guides", [])
+        token_ids = guide_token_ids(guides, tokens, added_guides)
         classes = {
             "encoder": encoder_choices.get_class(args.encoder),
             "decoder": decoder_choices.get_class(args.decoder),
@@ -263,6 +280,7 @@ class SMoETask(host_asr.ASRTask):
             guides=args.guides,
             guide_token_ids=token_ids,
             split_after=split_batches(args, args.decoder_conf),
+            added_guides=added_guides,
             **args.decoder_conf,
         )
         specaug = None

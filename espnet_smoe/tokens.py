@@ -12,7 +12,7 @@ import sentencepiece
 
 from espnet_smoe.datadir import read_datadir
 from espnet_smoe.files import write_atomically
-from espnet_smoe.guide import GuideError, GuideTable
+from espnet_smoe.guide import GuideError, GuideTable, token
 
 __all__ = [
     "BLANK",
@@ -22,10 +22,13 @@ __all__ = [
     "TokenError",
     "guide_token_ids",
     "read_token_list",
+    "special_ids",
     "train_tokens",
 ]
 
 BLANK, UNK, SOS_EOS = "<blank>", "<unk>", "<sos/eos>"  # the host's names and places
+
+_SPECIAL = re.compile(r"<[a-z][a-z0-9_]*>")
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +77,24 @@ class BpeTokenizer:
 
 
 def guide_token_ids(
-    guides: GuideTable, token_list: Sequence[str]
+    guides: GuideTable, token_list: Sequence[str], added_guides: Sequence[str] = ()
 ) -> dict[str, list[int]]:
-    """Axis -> vocabulary ids of its guiding tokens, in guide order.
+    """Axis -> ids of its guiding tokens, in guide order.
+
+    Args:
+        added_guides: guides whose tokens stand behind the V tokens of the list: the
+            first has id V. They are read in a prompt and can never be emitted.
 
     Raises:
-        GuideError: the token list lacks a guiding token.
+        GuideError: the token list lacks a guiding token, or an added guide is no
+            guide.
     """
-    place = {token: i for i, token in enumerate(token_list)}
+    added = [token(g) for g in added_guides]
+    if unknown := sorted(set(added) - set(guides.tokens)):
+        raise GuideError(
+            f"added_guides {unknown} are no guides; known: {list(guides.tokens)}"
+        )
+    place = {t: i for i, t in enumerate([*token_list, *added])}
     if missing := [t for t in guides.tokens if t not in place]:
         raise GuideError(
             f"the token list of {len(token_list)} tokens lacks the guiding tokens "
@@ -107,6 +120,18 @@ def read_token_list(tokens: str | Sequence[str]) -> list[str]:
             f"{list(ends)}"
         )
     return list(tokens)
+
+
+def special_ids(token_list: Sequence[str]) -> list[int]:
+    """Ids of the tokens that are no text: blank, unknown and guiding tokens.
+
+    Every token in the form of a guiding token counts, a guide of the model or not, so
+    that it makes no difference when a task is added later.
+
+    >>> special_ids(["<blank>", "<unk>", "<nb>", "▁a", "<sos/eos>"])
+    [0, 1, 2]
+    """
+    return [i for i, t in enumerate(token_list) if _SPECIAL.fullmatch(t)]
 
 
 def train_tokens(train_dir: Path, guides: GuideTable, nbpe: int, out_dir: Path) -> None:

@@ -16,10 +16,10 @@ import yaml
 from espnet_smoe.config import ConfigError, check_device, check_keys
 from espnet_smoe.datadir import read_datadir
 from espnet_smoe.files import DataDirError, read_table, write_atomically, write_table
-from espnet_smoe.guide import GuideTable, read_guides
+from espnet_smoe.guide import TASK, Axis, GuideTable, read_guides
 from espnet_smoe.preprocess import make_targets
 
-__all__ = ["collect_stats", "train"]
+__all__ = ["collect_stats", "read_options", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -136,11 +136,36 @@ def train(
     command += options
     command += _schedule_options(config, command)
     args = _check_model(config, command)
+    for path in args.init_param:
+        _check_vocabulary(path.split(":")[0], token_dir)
     if args.resume and (output_dir / "checkpoint.pth").exists():
         _check_same_experiment(output_dir, inputs, args)
     output_dir.mkdir(parents=True, exist_ok=True)
     inputs.write(output_dir, output_dir / "data")
     _run_host(command)
+
+
+def read_options(config: Path, token_dir: Path, output_dir: Path) -> argparse.Namespace:
+    """All options of a training, the host's defaults included, without its data.
+
+    Raises:
+        ValueError: the YAML or the token list is missing or broken.
+    """
+    read_guides(config)
+    _check_tokens(token_dir)
+    command = [
+        "--config", os.fspath(config),
+        "--token_list", os.fspath(token_dir / "tokens.txt"),
+        "--bpemodel", os.fspath(output_dir / "bpe.model"),
+        "--output_dir", os.fspath(output_dir),
+    ]  # fmt: skip
+    return _parse(config, command)
+
+
+def _check_tokens(token_dir: Path) -> None:
+    for name in ("bpe.model", "tokens.txt"):
+        if not (token_dir / name).is_file():
+            raise DataDirError(f"{token_dir / name} is missing; run stage 5 first")
 
 
 def _read_yaml(path: Path) -> dict:
@@ -151,9 +176,11 @@ def _read_inputs(
     config: Path, train_dir: Path, valid_dir: Path, token_dir: Path
 ) -> _Inputs:
     guides = read_guides(config)
-    for name in ("bpe.model", "tokens.txt"):
-        if not (token_dir / name).is_file():
-            raise DataDirError(f"{token_dir / name} is missing; run stage 5 first")
+    # a task that is trained alone sees no other references
+    only = (_read_yaml(config).get("model_conf") or {}).get("train_only")
+    axis = Axis(TASK, tuple(only)) if only else guides.axes[-1]
+    trained = GuideTable((*guides.utterance_axes, axis))
+    _check_tokens(token_dir)
     folders = dict(zip(_SPLITS, (train_dir, valid_dir), strict=True))
     targets = {}
     for split, folder in folders.items():
@@ -163,7 +190,7 @@ def _read_inputs(
         unused = {t for u in utterances for t in u.texts} - set(guides.tasks)
         if unused:
             logger.warning("%s: no model task for text.%s", folder, sorted(unused))
-        targets[split] = make_targets(utterances, guides)
+        targets[split] = make_targets(utterances, trained)
     return _Inputs(config, guides, token_dir, folders, targets)
 
 
@@ -206,6 +233,21 @@ def _check_model(config: Path, command: Sequence[str]) -> argparse.Namespace:
             f"{config} and the options given cannot be built: {reason}"
         ) from error
     return args
+
+
+def _check_vocabulary(checkpoint: str, token_dir: Path) -> None:
+    """Refuse to start from a model of other tokens: shapes may fit all the same."""
+    config = Path(checkpoint).parent / "config.yaml"
+    if not config.is_file():
+        return
+    theirs = _read_yaml(config).get("token_list") or []
+    tokens = token_dir / "tokens.txt"
+    ours = tokens.read_text(encoding="utf-8").splitlines()
+    if theirs != ours:
+        raise ConfigError(
+            f"{checkpoint} has a vocabulary of {len(theirs)} tokens, {tokens} another "
+            f"of {len(ours)}: use the token list of that model"
+        )
 
 
 def _check_same_experiment(

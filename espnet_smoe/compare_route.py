@@ -1,0 +1,193 @@
+"""An S-MoE model on one route against the host's model made of it: output and speed."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from espnet_smoe.audio import MODEL_RATE
+from espnet_smoe.datadir import load_dumped, read_datadir
+from espnet_smoe.dense import DenseModel, SurgeryError
+from espnet_smoe.guide import TASK, token
+from espnet_smoe.inference import Speech2Text
+from espnet_smoe.model import SMoEModel
+from espnet_smoe.query import Query
+from espnet_smoe.search import SearchConfig
+from espnet_smoe.tokens import special_ids
+
+__all__ = ["compare_decoding", "compare_dense", "compare_outputs"]
+
+_UTTERANCES = 20  # enough to tell the speeds apart
+
+
+@torch.no_grad()
+def compare_outputs(
+    model: SMoEModel, host: torch.nn.Module, route: Mapping[str, str]
+) -> dict[str, float]:
+    """Run both on random audio and text.
+
+    Args:
+        model: ours, in evaluation mode.
+        host: an S2T model, in evaluation mode.
+        route: axis -> guide, all axes.
+
+    Returns:
+        ``difference_encoder`` and ``difference_decoder``: largest difference of the
+        encoder's output and of the decoder's scores before the softmax.
+
+    Raises:
+        SurgeryError: the encoders give different numbers of frames.
+    """
+    generator = torch.Generator().manual_seed(0)
+    speech = 0.1 * torch.randn(2, 3 * MODEL_RATE, generator=generator)
+    lengths = torch.tensor([speech.size(1), speech.size(1) * 2 // 3])
+    speech[1, lengths[1] :] = 0.0
+    axes = model.guides.axes
+    ids = {a.name: a.index(route[a.name]) for a in axes}
+    utterance = {a.name: torch.tensor([ids[a.name]] * 2) for a in axes[:-1]}
+    ours, frames = model.encode(speech, lengths, utterance)
+    theirs, host_frames = host.encode(speech, lengths)
+    if not torch.equal(frames, host_frames):
+        raise SurgeryError(
+            f"{frames.tolist()} encoded frames, but {host_frames.tolist()} by the host"
+        )
+    first = len(special_ids(model.token_list))
+    text = torch.randint(first, model.eos, (2, 12), generator=generator)
+
+    def scores(decoder: torch.nn.Module, prompt: list[int], memory: torch.Tensor):
+        start = torch.tensor([[model.eos, *prompt]] * 2)
+        ys = torch.cat([start, text], dim=1)
+        return decoder(memory, frames, ys, torch.full((2,), ys.size(1)))[0]
+
+    prompt = [model.guide_token_ids[name][i] for name, i in ids.items()]
+    host_prompt = [host.token_list.index(token(g)) for g in route.values()]
+    differences = [
+        (ours - theirs)[i, : int(n)].abs().max() for i, n in enumerate(frames)
+    ]
+    decoded = scores(model.decoder, prompt, ours)
+    host_decoded = scores(host.decoder, host_prompt, theirs)
+    return {
+        "difference_encoder": float(max(differences)),
+        "difference_decoder": float((decoded - host_decoded).abs().max()),
+    }
+
+
+@torch.no_grad()
+def compare_dense(
+    model: SMoEModel, dense: DenseModel, route: Mapping[str, str], with_decoder: bool
+) -> dict[str, float]:
+    """Run an S-MoE model on one route and a dense model on random features and text.
+
+    Args:
+        model: in evaluation mode.
+        dense: the model that it must equal on this route.
+        route: axis -> guide, all axes.
+        with_decoder: whether the dense model has the same vocabulary.
+
+    Returns:
+        ``difference_encoder`` and, with a decoder, ``difference_decoder``, see
+        ``compare_outputs``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    width = model.frontend.output_size()
+    feats = torch.randn(2, 200, width, generator=generator)
+    lengths = torch.tensor([200, 140])
+    feats[1, lengths[1] :] = 0.0
+    axes = model.guides.axes
+    ids = {a.name: torch.tensor([a.index(route[a.name])] * 2) for a in axes}
+    memory, frames, _ = model.encoder(feats, lengths, model.encoder.expert_ids_of(ids))
+    theirs, _, _ = dense.encoder()(feats, lengths)
+    differences = [
+        (memory - theirs)[i, : int(n)].abs().max() for i, n in enumerate(frames)
+    ]
+    found = {"difference_encoder": float(max(differences))}
+    if with_decoder:
+        prompt = [model.guide_token_ids[a.name][int(ids[a.name][0])] for a in axes]
+        start = torch.tensor([[model.eos, *prompt]] * 2)
+        text = torch.randint(2, model.eos, (2, 12), generator=generator)
+        ys = torch.cat([start, text], dim=1)
+        sizes = torch.full((2,), ys.size(1))
+        scores, _ = model.decoder(memory, frames, ys, sizes)
+        others, _ = dense.decoder()(theirs, frames, ys, sizes)
+        found["difference_decoder"] = float((scores - others).abs().max())
+    return found
+
+
+def compare_decoding(
+    checkpoint: Path, folder: Path, route: Mapping[str, str], data_dir: Path
+) -> dict[str, Any]:
+    """Decode the first utterances of a route by both, one by one, with our defaults.
+
+    Args:
+        checkpoint: of the S-MoE model, its ``config.yaml`` beside.
+        folder: of the extracted model.
+        route: axis -> guide, all axes.
+        data_dir: dumped data directory.
+
+    Returns:
+        Numbers of ``utterances``, of those with the ``same_text`` and the largest
+        ``difference_score``; seconds an utterance of both: ``seconds_before`` (ours),
+        ``seconds_before_batched`` (ours, all in one batch), ``seconds_after`` (host).
+
+    Raises:
+        SurgeryError: no utterance has the guides of the route.
+        DataDirError: the data directory is broken.
+    """
+    from espnet2.bin.s2t_inference import Speech2Text as HostSpeech2Text
+
+    guides = {axis: guide for axis, guide in route.items() if axis != TASK}
+    utterances = [u for u in read_datadir(data_dir) if u.guides == guides]
+    utterances = utterances[:_UTTERANCES]
+    if not utterances:
+        raise SurgeryError(f"no utterance of {data_dir} has the guides {guides}")
+    queries = [Query(load_dumped(u), guides, (route[TASK],)) for u in utterances]
+
+    search = SearchConfig()
+    ours = Speech2Text(
+        checkpoint.parent / "config.yaml", checkpoint, batch_size=len(queries)
+    )
+    # translations are searched without CTC
+    ctc_weight = search.ctc_weight if route[TASK] == "asr" else 0.0
+    symbols = [token(guide) for guide in route.values()]
+    with_task = len(symbols) == 2  # else the prompt ends in "<notimestamps>"
+    host = HostSpeech2Text(
+        str(folder / "config.yaml"),
+        str(folder / "model.pth"),
+        bpemodel=str(folder / "bpe.model"),
+        beam_size=search.beam_size,
+        ctc_weight=ctc_weight if ours.model.ctc is not None else 0.0,
+        lang_sym=symbols[0],
+        task_sym=symbols[1],
+    )
+    # the host's search writes ten lines an utterance, and one about the cut
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    results, host_results = [], []
+    times = [time.perf_counter()]
+    for query in queries:
+        results.append(ours.decode([query])[0][route[TASK]][0])
+    times.append(time.perf_counter())
+    ours.decode(queries)
+    times.append(time.perf_counter())
+    for query in queries:
+        # the host cuts off the last sample
+        speech = torch.nn.functional.pad(torch.from_numpy(query.samples), (0, 1))
+        host_results.append(host(speech, predict_time=with_task)[0])
+    times.append(time.perf_counter())
+    logging.disable(disabled)
+    pairs = list(zip(results, host_results, strict=True))
+    seconds = [(b - a) / len(queries) for a, b in itertools.pairwise(times)]
+    return {
+        "utterances": len(queries),
+        "same_text": sum(a[0] == b[3].strip() for a, b in pairs),
+        "difference_score": max(abs(float(a[3].score - b[4].score)) for a, b in pairs),
+        "seconds_before": seconds[0],
+        "seconds_before_batched": seconds[1],
+        "seconds_after": seconds[2],
+    }

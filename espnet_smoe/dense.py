@@ -1,0 +1,364 @@
+"""Dense models in the host's own names: what S-MoE models come from and go to.
+
+A *route* of an S-MoE model (one guide on every axis) uses one FFN of each bank, so it
+is a dense Conformer-Transformer of the host. Here stand, once for all tools, the names
+and options of both sides.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
+from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+from espnet2.asr.frontend.default import DefaultFrontend
+from espnet2.torch_utils.safe_torch_load import safe_torch_load
+
+from espnet_smoe.audio import MODEL_RATE
+from espnet_smoe.config import ExpertConfig
+from espnet_smoe.decoder import SMoETransformerDecoder
+from espnet_smoe.encoder import SMoEConformerEncoder
+from espnet_smoe.guide import ExpertMap, GuideTable, token
+from espnet_smoe.tokens import guide_token_ids
+
+__all__ = [
+    "DenseModel",
+    "ExpertKey",
+    "SurgeryError",
+    "expert_key",
+    "expert_maps",
+    "extract_route",
+    "file_of",
+    "read_dense",
+    "routes_of",
+    "stock_options",
+    "write_statistics",
+]
+
+State = Mapping[str, torch.Tensor]
+
+# what our stacks are, in the host's options; the rest has the same names on both sides
+_FIXED = {
+    "encoder": {
+        "normalize_before": True,
+        "concat_after": False,
+        "positionwise_layer_type": "linear",
+        "rel_pos_type": "latest",
+        "pos_enc_layer_type": "rel_pos",
+        "selfattention_layer_type": "rel_selfattn",
+        "activation_type": "swish",
+        "use_cnn_module": True,
+        "zero_triu": False,
+        "interctc_use_conditioning": False,
+        "qk_norm": False,
+    },
+    "decoder": {
+        "input_layer": "embed",
+        "use_output_layer": True,
+        "normalize_before": True,
+        "concat_after": False,
+        "qk_norm": False,
+    },
+    "frontend": {"fs": MODEL_RATE, "center": False},
+}
+_OURS = {
+    "encoder": SMoEConformerEncoder,
+    "decoder": SMoETransformerDecoder,
+    "frontend": DefaultFrontend,
+}
+_HOSTS = {
+    "encoder": ConformerEncoder,
+    "decoder": TransformerDecoder,
+    "frontend": DefaultFrontend,
+}
+# arguments that a stack's builder gives, and ours that the host does not have
+_NOT_OPTIONS = {
+    "input_size", "vocab_size", "encoder_output_size", "guides", "guide_token_ids",
+    "experts", "split_after", "added_guides",
+}  # fmt: skip
+_EXPERT = re.compile(r"(?P<bank>.+)\.experts\.(?P<expert>\d+)(?P<tensor>\..+)")
+
+
+class SurgeryError(ValueError):
+    """A checkpoint cannot be turned into what was asked for."""
+
+
+@dataclass(frozen=True)
+class ExpertKey:
+    """Name of an expert's tensor, taken apart.
+
+    Args:
+        stack: ``encoder`` or ``decoder``.
+        dense: name of the tensor in the host's dense model.
+        expert: number of the expert.
+    """
+
+    stack: str
+    dense: str
+    expert: int
+
+
+def expert_key(name: str) -> ExpertKey | None:
+    """Take the name of a tensor apart; None if it is no expert's.
+
+    >>> expert_key("decoder.decoders.0.feed_forward.experts.2.w_1.bias")
+    ExpertKey(stack='decoder', dense='decoder.decoders.0.feed_forward.w_1.bias', \
+expert=2)
+    """
+    found = _EXPERT.fullmatch(name)
+    if found is None:
+        return None
+    stack = name.split(".", 1)[0]
+    return ExpertKey(stack, found["bank"] + found["tensor"], int(found["expert"]))
+
+
+def expert_maps(conf: Mapping[str, Any]) -> dict[str, ExpertMap]:
+    """Which experts of the encoder and decoder of a training config serve whom."""
+    guides = GuideTable.from_mapping(conf["guides"])
+    maps = {}
+    for stack in ("encoder", "decoder"):
+        experts = conf[f"{stack}_conf"].get("experts")
+        maps[stack] = (
+            ExpertMap((), {(): 0})
+            if experts is None
+            else ExpertConfig.from_mapping(experts).expert_map(guides)
+        )
+    return maps
+
+
+def stock_options(part: str, conf: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option of the host's module that equals one of ours.
+
+    Args:
+        part: ``encoder``, ``decoder`` or ``frontend``.
+        conf: our ``<part>_conf``.
+    """
+    options = {**_defaults(_OURS[part]), **_FIXED[part], **conf}
+    options = {k: v for k, v in options.items() if k not in _NOT_OPTIONS}
+    return _rate_in_hz(options)
+
+
+def _defaults(kind: Callable) -> dict[str, Any]:
+    parameters = inspect.signature(kind).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in _NOT_OPTIONS}
+
+
+def _rate_in_hz(options: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(options.get("fs"), str):
+        import humanfriendly
+
+        options["fs"] = humanfriendly.parse_size(options["fs"])
+    return options
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """A dense checkpoint in the host's names.
+
+    Args:
+        name: where it came from, for messages.
+        tokens: its vocabulary.
+        options: ``encoder``, ``decoder``, ``frontend`` -> every option of the host's
+            module; no ``decoder`` for a model of another kind of decoder.
+        normalize: class and options of the feature normalisation.
+        state: the host's names -> tensors.
+        left: names of the checkpoint that were left out of ``state``.
+    """
+
+    name: str
+    tokens: tuple[str, ...]
+    options: Mapping[str, Mapping[str, Any]]
+    normalize: tuple[str | None, Mapping[str, Any]]
+    state: State
+    left: tuple[str, ...] = ()
+
+    def encoder(self) -> ConformerEncoder:
+        """The host's encoder with this model's weights, for inference."""
+        frontend = DefaultFrontend(**self.options["frontend"])
+        encoder = ConformerEncoder(
+            input_size=frontend.output_size(), **self.options["encoder"]
+        )
+        return self._load("encoder", encoder)
+
+    def decoder(self) -> TransformerDecoder:
+        """The host's decoder with this model's weights, for inference."""
+        decoder = TransformerDecoder(
+            vocab_size=len(self.tokens),
+            encoder_output_size=self.options["encoder"]["output_size"],
+            **self.options["decoder"],
+        )
+        return self._load("decoder", decoder)
+
+    def _load(self, part: str, module: torch.nn.Module) -> torch.nn.Module:
+        prefix = f"{part}."
+        own = {
+            k.removeprefix(prefix): v
+            for k, v in self.state.items()
+            if k.startswith(prefix)
+        }
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise SurgeryError(
+                f"{self.name} does not fit its config: {reason}"
+            ) from None
+        return module.eval()
+
+
+def file_of(experiment: Path) -> Path:
+    """Checkpoint of an experiment: the file named, or ``valid.acc.ave.pth`` of the
+    folder named."""
+    return experiment / "valid.acc.ave.pth" if experiment.is_dir() else experiment
+
+
+def read_dense(experiment: Path) -> DenseModel:
+    """Read a dense checkpoint: ours with hard sharing, or a stock Conformer-
+    Transformer of ESPnet's ASR or S2T task.
+
+    Args:
+        experiment: experiment folder, or a checkpoint with its ``config.yaml`` beside.
+
+    Raises:
+        SurgeryError: a file is missing, or the model is not of these kinds; names
+            what it is.
+    """
+    checkpoint = file_of(experiment)
+    config = checkpoint.parent / "config.yaml"
+    for path in (config, checkpoint):
+        if not path.is_file():
+            raise SurgeryError(f"{path} is missing: {experiment} is no experiment")
+    conf = yaml.safe_load(config.read_text(encoding="utf-8"))
+    state = safe_torch_load(checkpoint, map_location="cpu")
+    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
+        raise SurgeryError(f"{checkpoint} holds no model: expected named tensors")
+    if "guides" in conf:
+        return _from_ours(experiment, conf, state)
+    return _from_stock(experiment, conf, state)
+
+
+def _from_ours(experiment: Path, conf: Mapping[str, Any], state: State) -> DenseModel:
+    for stack in ("encoder", "decoder"):
+        if experts := conf[f"{stack}_conf"].get("experts"):
+            raise SurgeryError(
+                f"{experiment} is no dense model: its {stack} has experts {experts}; "
+                "smoe_extract makes a dense model of one route"
+            )
+    guides = GuideTable.from_mapping(conf["guides"])
+    first = {axis.name: axis.guides[0] for axis in guides.axes}  # all are alike
+    return extract_route(str(experiment), conf, state, first)
+
+
+def _from_stock(experiment: Path, conf: Mapping[str, Any], state: State) -> DenseModel:
+    wanted = {"encoder": "conformer", "frontend": "default"}
+    for key, kind in wanted.items():
+        if conf.get(key) != kind:
+            raise SurgeryError(
+                f"{experiment} has {key} {conf.get(key)!r}; expected {kind!r}"
+            )
+    for key in ("preencoder", "postencoder"):
+        if conf.get(key) is not None:
+            raise SurgeryError(f"{experiment} has {key} {conf[key]!r}; expected none")
+    parts = ["encoder", "frontend"]
+    if conf.get("decoder") == "transformer":
+        parts.append("decoder")
+    options = {
+        part: _rate_in_hz({**_defaults(_HOSTS[part]), **(conf[f"{part}_conf"] or {})})
+        for part in parts
+    }
+    # a loss in training only; the outputs of inference stay one tensor without it
+    options["encoder"]["interctc_layer_idx"] = []
+    return DenseModel(
+        name=str(experiment),
+        tokens=tuple(conf["token_list"]),
+        options=options,
+        normalize=(conf.get("normalize"), conf.get("normalize_conf") or {}),
+        state=dict(_new_names(state)),
+    )
+
+
+def routes_of(guides: GuideTable) -> list[dict[str, str]]:
+    """Every route of a model: axis -> guide."""
+    names = [axis.name for axis in guides.axes]
+    choices = itertools.product(*(axis.guides for axis in guides.axes))
+    return [dict(zip(names, choice, strict=True)) for choice in choices]
+
+
+def write_statistics(state: State, path: Path) -> None:
+    """The host's ``feats_stats.npz`` that gives a checkpoint's ``global_mvn``.
+
+    The file that it was trained with may be elsewhere by now.
+    """
+    mean, std = (
+        state[f"normalize.{name}"].double().numpy() for name in ("mean", "std")
+    )
+    np.savez(path, count=1.0, sum=mean, sum_square=std**2 + mean**2)
+
+
+def _new_names(state: State) -> Iterator[tuple[str, torch.Tensor]]:
+    """ESPnet 202611's names; before it, the subsampling's last layer was a list."""
+    for name, tensor in state.items():
+        yield re.sub(r"^encoder\.embed\.out\.0\.", "encoder.embed.out.", name), tensor
+
+
+def extract_route(
+    name: str, conf: Mapping[str, Any], state: State, route: Mapping[str, str]
+) -> DenseModel:
+    """The dense model that an S-MoE model is on one route.
+
+    Args:
+        name: of the S-MoE model, for messages.
+        conf: its config.
+        state: its tensors.
+        route: axis -> guide, all axes.
+
+    Raises:
+        GuideError: the model has no such route; lists the guides that it has.
+    """
+    guides = GuideTable.from_mapping(conf["guides"])
+    chosen = {
+        stack: experts.expert(guides, route)
+        for stack, experts in expert_maps(conf).items()
+    }
+    keys = {k: expert_key(k) for k in state}
+    sizes = Counter(key.dense for key in keys.values() if key)
+    dense = {}
+    for k, tensor in state.items():
+        key = keys[k]
+        if key is None:
+            if not re.match(r"(encoder|decoder)\.split\.|decoder\.added\.", k):
+                dense[k] = tensor
+        elif key.expert == (chosen[key.stack] if sizes[key.dense] > 1 else 0):
+            dense[key.dense] = tensor
+    tokens = list(conf["token_list"])
+    added = conf.get("added_guides") or []
+    ids = guide_token_ids(guides, tokens, added)
+    for axis, guide in route.items():
+        if guide not in added:
+            continue
+        # the host has no tokens behind the list: the place of one that this route
+        # never reads, nor any route emits, is free
+        place = min(ids[axis])
+        embedding = dense["decoder.embed.0.weight"].clone()
+        embedding[place] = state[f"decoder.added.{guide}"]
+        dense["decoder.embed.0.weight"] = embedding
+        if token(guide) in tokens:
+            tokens[tokens.index(token(guide))] = tokens[place]
+        tokens[place] = token(guide)
+    return DenseModel(
+        name=name,
+        tokens=tuple(tokens),
+        options={part: stock_options(part, conf[f"{part}_conf"]) for part in _OURS},
+        normalize=(conf["normalize"], conf.get("normalize_conf") or {}),
+        state=dense,
+    )

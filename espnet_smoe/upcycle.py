@@ -1,0 +1,343 @@
+"""Dense checkpoints -> an S-MoE checkpoint that begins with their output.
+
+Every expert starts as a copy of a dense FFN: of the one model, or of the model named
+for a guide that the expert serves. Source: sparse upcycling (arXiv 2212.05055), here
+with experts by guide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
+
+from espnet_smoe.compare_route import compare_dense
+from espnet_smoe.dense import (
+    DenseModel,
+    SurgeryError,
+    expert_key,
+    expert_maps,
+    read_dense,
+    routes_of,
+    stock_options,
+    write_statistics,
+)
+from espnet_smoe.files import write_atomically
+from espnet_smoe.guide import GuideError, GuideTable
+
+__all__ = ["upcycle"]
+
+_TOLERANCE = 1e-5  # largest difference of outputs; sums may run in another order
+
+# options that change nothing in inference
+_TRAINING_ONLY = {
+    "dropout_rate", "positional_dropout_rate", "attention_dropout_rate",
+    "self_attention_dropout_rate", "src_attention_dropout_rate", "use_sdpa",
+    "use_flash_attn", "stochastic_depth_rate", "layer_drop_rate", "padding_idx",
+    "max_pos_emb_len", "ctc_trim", "interctc_layer_idx", "gradient_checkpoint_layers",
+    "pos_enc_class", "positionwise_conv_kernel_size", "stats_file",
+}  # fmt: skip
+
+Experts = Mapping[str, Sequence[DenseModel]]
+"""``encoder``, ``decoder`` -> the model that each expert comes from."""
+
+
+def upcycle(
+    config: Path,
+    token_dir: Path,
+    shared: Path | None,
+    sources: Mapping[str, Path],
+    encoder_only: bool,
+    out_dir: Path,
+) -> dict[str, Any]:
+    """Write an experiment folder: config.yaml, bpe.model, tokens.txt, upcycle.json and
+    ``valid.acc.ave.pth``.
+
+    Nothing is written before every route has given the output of its dense model.
+
+    Args:
+        config: training YAML of the S-MoE model.
+        token_dir: holds ``bpe.model`` and ``tokens.txt``.
+        shared: dense experiment that all but the experts of ``sources`` comes from;
+            None = the mean of all sources.
+        sources: guide -> dense experiment that its experts come from.
+        encoder_only: leave decoder and CTC fresh, so that vocabularies may differ.
+        out_dir: appears complete or not at all.
+
+    Returns:
+        The report, as ``upcycle.json`` holds it.
+
+    Raises:
+        SurgeryError: models or vocabularies do not fit each other (names both sides),
+            or outputs differ.
+        ValueError: the YAML or an experiment is missing or broken.
+    """
+    from espnet_smoe.task import SMoETask
+    from espnet_smoe.train import read_options
+
+    options = read_options(config, token_dir, out_dir)
+    parts = ("encoder", "frontend", "normalize")
+    parts += () if encoder_only else ("decoder", "ctc")
+    paths = [*([] if shared is None else [shared]), *sources.values()]
+    dense = {path: _only(read_dense(path), parts) for path in dict.fromkeys(paths)}
+    if not dense:
+        raise SurgeryError("name a dense experiment to begin with")
+    warnings = []
+    for model in dense.values():
+        warnings += _check_fit(model, options, config, parts)
+    base = _mean(list(dense.values())) if shared is None else dense[shared]
+    experts = _experts(
+        options, {guide: dense[path] for guide, path in sources.items()}, base, parts
+    )
+    with write_atomically(out_dir) as folder:
+        if options.normalize == "global_mvn":
+            write_statistics(base.state, folder / "feats_stats.npz")
+            options.normalize_conf = {
+                **options.normalize_conf,
+                "stats_file": os.fspath(folder / "feats_stats.npz"),
+            }
+        torch.manual_seed(options.seed)  # of what stays fresh
+        model = SMoETask.build_model(options)
+        state, report = _fill(model.state_dict(), base, experts, dense.values())
+        model.load_state_dict(state)
+        report["routes"] = _prove(model.eval(), options, base, experts)
+        if options.normalize == "global_mvn":
+            options.normalize_conf["stats_file"] = os.fspath(
+                out_dir / "feats_stats.npz"
+            )
+        torch.save(state, folder / "valid.acc.ave.pth")
+        with (folder / "config.yaml").open("w", encoding="utf-8") as file:
+            yaml_no_alias_safe_dump(vars(options), file, sort_keys=False)
+        for name in ("bpe.model", "tokens.txt"):
+            shutil.copyfile(token_dir / name, folder / name)
+        report = {
+            "shared": None if shared is None else str(shared),
+            "experts": {guide: str(path) for guide, path in sources.items()},
+            "warnings": warnings,
+            **report,
+        }
+        text = json.dumps(report, indent=1, ensure_ascii=False)
+        (folder / "upcycle.json").write_text(text + "\n", encoding="utf-8")
+    return report
+
+
+def _only(model: DenseModel, parts: Sequence[str]) -> DenseModel:
+    state = {k: v for k, v in model.state.items() if k.split(".", 1)[0] in parts}
+    left = [k for k in model.state if k not in state]
+    return dataclasses.replace(model, state=state, left=tuple(left))
+
+
+def _check_fit(
+    model: DenseModel, options: Namespace, config: Path, parts: Sequence[str]
+) -> list[str]:
+    """Refuse a model that computes something else than ours; returns warnings."""
+    warnings = []
+    for part in ("encoder", "decoder", "frontend"):
+        if part not in parts:
+            continue
+        if part not in model.options:
+            raise SurgeryError(
+                f"{model.name} has no Transformer decoder, but {config} has one; "
+                "--encoder_only leaves it fresh"
+            )
+        theirs = model.options[part]
+        ours = stock_options(part, getattr(options, f"{part}_conf"))
+        other = [
+            k
+            for k in sorted(set(theirs) & set(ours) - _TRAINING_ONLY)
+            if theirs[k] != ours[k]
+        ]
+        if other == ["center"]:
+            warnings.append(
+                f"{model.name} centred its frames; here they are not, so that the "
+                "first and last frames of an utterance are new to it"
+            )
+        elif other:
+            sides = ", ".join(
+                f"{k} {theirs[k]!r} there and {ours[k]!r} here" for k in other
+            )
+            raise SurgeryError(
+                f"the {part} of {model.name} is not that of {config}: {sides}"
+            )
+    if model.normalize[0] != options.normalize:
+        raise SurgeryError(
+            f"{model.name} has normalize {model.normalize[0]!r}, but {config} has "
+            f"{options.normalize!r}"
+        )
+    if "decoder" in parts:
+        _check_vocabulary(model, options, config)
+    return warnings
+
+
+def _check_vocabulary(model: DenseModel, options: Namespace, config: Path) -> None:
+    from espnet_smoe.tokens import read_token_list
+
+    ours = read_token_list(options.token_list)
+    if list(model.tokens) != ours:
+        pairs = zip(model.tokens, ours, strict=False)
+        place = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        where = ""
+        if place is not None:
+            where = f": token {place} is {model.tokens[place]!r} and {ours[place]!r}"
+        raise SurgeryError(
+            f"{model.name} has a vocabulary of {len(model.tokens)} tokens, "
+            f"{options.token_list} one of {len(ours)}{where}; --encoder_only leaves "
+            "decoder and CTC fresh"
+        )
+
+
+def _mean(models: Sequence[DenseModel]) -> DenseModel:
+    """Mean of the floats; whole numbers (batches that batch norm saw) of the first."""
+    first = models[0]
+    for model in models[1:]:
+        if other := sorted(set(first.state) ^ set(model.state)):
+            raise SurgeryError(
+                f"{first.name} and {model.name} have no common mean: only one has "
+                f"{other[:3]}"
+            )
+    state = {
+        key: torch.stack([m.state[key].double() for m in models]).mean(0).to(value)
+        if value.is_floating_point()
+        else value
+        for key, value in first.state.items()
+    }
+    name = f"the mean of {', '.join(m.name for m in models)}"
+    return dataclasses.replace(first, name=name, state=state)
+
+
+def _experts(
+    options: Namespace,
+    sources: Mapping[str, DenseModel],
+    base: DenseModel,
+    parts: Sequence[str],
+) -> Experts:
+    """The model that each expert of each stack comes from."""
+    guides = GuideTable.from_mapping(options.guides)
+    known = [g for axis in guides.axes for g in axis.guides]
+    if unknown := sorted(set(sources) - set(known)):
+        raise GuideError(f"unknown guides {unknown}; known: {known}")
+    chosen, used = {}, set()
+    for stack, experts in expert_maps(vars(options)).items():
+        if stack not in parts:
+            continue
+        models: list[DenseModel] = []
+        for expert in range(experts.num_experts):
+            served = {
+                guides.axis(axis).guides[i]
+                for key, e in experts.table.items()
+                if e == expert
+                for axis, i in zip(experts.axes, key, strict=True)
+            }
+            named = sorted(served & set(sources))
+            if len({sources[g].name for g in named}) > 1:
+                raise SurgeryError(
+                    f"{stack} expert {expert} serves {named}, which name different "
+                    f"models: {[sources[g].name for g in named]}"
+                )
+            used |= set(named)
+            models.append(sources[named[0]] if named else base)
+        chosen[stack] = models
+    if idle := sorted(set(sources) - used):
+        raise SurgeryError(
+            f"no expert that is copied serves the guides {idle}: the model has experts "
+            f"for {sorted(used) or 'none of the guides named'}"
+        )
+    return chosen
+
+
+def _fill(
+    own: Mapping[str, torch.Tensor],
+    base: DenseModel,
+    experts: Experts,
+    models: Sequence[DenseModel],
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Fill a fresh model's tensors; says where each came from."""
+    keys = {name: expert_key(name) for name in own}
+    sizes = Counter(key.dense for key in keys.values() if key)
+    parts = {name.split(".", 1)[0] for name in base.state}
+    state = {}
+    copied, fresh, copies, used = [], [], Counter(), set()
+    for name, tensor in own.items():
+        if name.endswith(".split.batches_left"):
+            # experts that begin apart are apart
+            state[name] = torch.full_like(tensor, -math.inf)
+            continue
+        if name.split(".", 1)[0] not in parts:
+            state[name] = tensor
+            fresh.append(name)
+            continue
+        key, source, dense = keys[name], base, name
+        if key is not None:
+            dense = key.dense
+            if sizes[dense] > 1:
+                source = experts[key.stack][key.expert]
+            copies[dense] += 1
+        else:
+            copied.append(name)
+        theirs = source.state.get(dense)
+        if theirs is None or theirs.shape != tensor.shape:
+            shape = None if theirs is None else tuple(theirs.shape)
+            raise SurgeryError(
+                f"{name} has the shape {tuple(tensor.shape)}, but {dense} of "
+                f"{source.name} has {shape}"
+            )
+        state[name] = theirs.clone()
+        used.add((source.name, dense))
+        if source is base:
+            used |= {(m.name, dense) for m in models if base.name not in _names(models)}
+    unused = [
+        f"{m.name}: {name}"
+        for m in models
+        for name in (*m.state, *m.left)
+        if (m.name, name) not in used
+    ]
+    report = {
+        "copied": copied,
+        "copied_to_experts": dict(copies),
+        "fresh": fresh,
+        "unused": unused,
+    }
+    return state, report
+
+
+def _names(models: Sequence[DenseModel]) -> set[str]:
+    return {m.name for m in models}
+
+
+def _prove(
+    model: torch.nn.Module, options: Namespace, base: DenseModel, experts: Experts
+) -> list[dict[str, Any]]:
+    """Run every route and the dense model that it must equal; differences."""
+    guides = GuideTable.from_mapping(options.guides)
+    maps = expert_maps(vars(options))
+    rows = []
+    for route in routes_of(guides):
+        state = dict(base.state)
+        for stack, models in experts.items():
+            source = models[maps[stack].expert(guides, route)]
+            banks = {
+                key.dense
+                for key in map(expert_key, model.state_dict())
+                if key and key.stack == stack and key.expert > 0
+            }
+            state |= {name: source.state[name] for name in banks}
+        dense = dataclasses.replace(base, state=state)
+        row = compare_dense(model, dense, route, "decoder" in experts)
+        rows.append({"route": route, **row})
+    worst = max(v for row in rows for k, v in row.items() if k != "route")
+    if not worst <= _TOLERANCE:  # nor is it a number
+        raise SurgeryError(
+            f"the outputs of the S-MoE model and of {base.name} differ by {worst}; "
+            f"expected at most {_TOLERANCE}"
+        )
+    return rows
