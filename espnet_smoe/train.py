@@ -136,10 +136,16 @@ def train(
     command += options
     command += _schedule_options(config, command)
     args = _check_model(config, command)
+    if args.ngpu > 1:
+        # the host's other way, DataParallel, copies the model at every step: the
+        # copies would not count batches for the late split
+        command += ["--multiprocessing_distributed", "true"]
     if args.resume and (output_dir / "checkpoint.pth").exists():
         _check_same_experiment(output_dir, inputs, args)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    inputs.write(output_dir, output_dir / "data")
+    if _is_first_node(args):
+        # the others read it after they have met the first one in the host
+        output_dir.mkdir(parents=True, exist_ok=True)
+        inputs.write(output_dir, output_dir / "data")
     _run_host(command)
 
 
@@ -206,6 +212,14 @@ def _check_model(config: Path, command: Sequence[str]) -> argparse.Namespace:
             f"{config} and the options given cannot be built: {reason}"
         ) from error
     return args
+
+
+def _is_first_node(args: argparse.Namespace) -> bool:
+    """Whether this process is the only one started, or the first of several."""
+    from espnet2.train.distributed_utils import get_node_rank, get_num_nodes
+
+    nodes = get_num_nodes(args.dist_world_size, args.dist_launcher)
+    return nodes <= 1 or not get_node_rank(args.dist_rank, args.dist_launcher)
 
 
 def _check_same_experiment(
