@@ -201,7 +201,7 @@ def _check_model(config: Path, command: Sequence[str]) -> argparse.Namespace:
 
     args = _parse(config, command)
     if args.ngpu > 0:
-        check_device("cuda")
+        check_device("cuda", args.ngpu)
     try:
         SMoETask.build_all(args)
     except ValueError:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+from argparse import Namespace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tiny_experiment import write_conf
 from two_processes import start
+
+from espnet_smoe.config import ConfigError
 
 pytest_plugins = ["fixtures_exp"]
 
@@ -121,6 +126,67 @@ def test_validation_statistics_are_those_of_one_process(runs) -> None:
     want = validate(exp)
     for key, value in want.items():
         assert stats[key] == pytest.approx(value, rel=1e-5), key
+
+
+def batches_of(
+    exp: Path, monkeypatch: pytest.MonkeyPatch, rank: int, ranks: int, **changes
+) -> list[list[str]]:
+    """The first epoch's batches of one process, as the task makes them."""
+    from espnet2.train.distributed_utils import DistributedOption
+
+    from espnet_smoe.task import SMoETask
+
+    config = yaml.safe_load((exp / "config.yaml").read_text())
+    args = Namespace(**{**config, "num_iters_per_epoch": None, **changes})
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: ranks)
+    option = DistributedOption(distributed=ranks > 1)
+    factory = SMoETask.build_iter_factory(args, option, "train")
+    return list(factory.build_iter(1).batch_sampler)
+
+
+def test_each_process_gets_its_share_of_the_hosts_batches(
+    runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exp, _ = runs["whole"]
+    options = {"sampling": None, "batch_bins": 60000, "min_batch_size": 2}
+    whole = batches_of(exp, monkeypatch, 0, 1, **options)
+    parts = [batches_of(exp, monkeypatch, r, 2, **options) for r in (0, 1)]
+    assert len(whole) > 1
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert sorted(batch) == sorted(shares[0] + shares[1])
+        # u1, u3, ... are narrowband; u2 and u5 lack a task
+        plain = [u for u in batch if u not in ("u2", "u5")]
+        for odd in (0, 1):
+            counts = [
+                sum(int(u[1]) % 2 == odd for u in s if u in plain) for s in shares
+            ]
+            assert abs(counts[0] - counts[1]) <= 1
+
+
+def test_sampling_sets_what_training_draws(
+    runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    exp, _ = runs["whole"]
+    sampling = {"weights": {"nb": 4.0}}
+    with caplog.at_level(logging.INFO):
+        batches = batches_of(exp, monkeypatch, 0, 1, sampling=sampling)
+    drawn = [u for b in batches for u in b]
+    # 4.8 and 1.6 of nb's asr+st_de and st_de (u5), 1.2 and 0.4 of wb's asr+st_de and
+    # asr (u2), in whole numbers and at least 1
+    narrow = [u for u in drawn if int(u[1]) % 2]
+    assert (len(narrow), narrow.count("u5")) == (7, 2)
+    assert (len(drawn), drawn.count("u2")) == (9, 1)
+    (told,) = [m for m in caplog.messages if m.startswith("sampling, ")]
+    assert "nb st_de: 1 utterances, 12.5% of the data" in told
+
+
+def test_too_few_utterances_for_the_processes_are_refused(
+    runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exp, _ = runs["whole"]
+    with pytest.raises(ConfigError, match="of 8 utterances cannot feed 9 processes"):
+        batches_of(exp, monkeypatch, 0, 9, sampling=None)
 
 
 def validate(exp: Path) -> dict[str, float]:
