@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,9 +154,13 @@ class ConditionSampler(AbsSampler):
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        ordered = sorted(lengths, key=lambda u: (conditions[u], lengths[u], u))
-        counts = Counter(conditions[u] for u in ordered)
-        self.counts = dict(sorted(counts.items()))
+        groups: dict[Condition, list[str]] = {}
+        for utterance in lengths:
+            groups.setdefault(conditions[utterance], []).append(utterance)
+        ordered, self.counts = [], {}
+        for condition, group in sorted(groups.items()):
+            ordered += sorted(group, key=lambda u: (lengths[u], u))
+            self.counts[condition] = len(group)
         self.draws = draws(self.counts, config)
         if sum(self.draws.values()) < ranks:
             raise ConfigError(

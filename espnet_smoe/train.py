@@ -146,6 +146,9 @@ def train(
         # the others read it after they have met the first one in the host
         output_dir.mkdir(parents=True, exist_ok=True)
         inputs.write(output_dir, output_dir / "data")
+    else:
+        # the host keeps the others quiet only where logging is not set up yet
+        logging.getLogger().setLevel(logging.ERROR)
     _run_host(command)
 
 
