@@ -30,7 +30,7 @@ def smoe_train(rank: int, init_method: str, job: dict) -> tuple:
     if job["killed"]:
         # in epoch 2: the folder holds what the first epoch left
         torch.distributed.init_process_group(
-            "gloo", f"{init_method}.copy", timedelta(seconds=60), 2, rank
+            "gloo", f"{init_method}.copy", timedelta(minutes=5), 2, rank
         )
         if rank == 0:
             shutil.copytree(job["killed"], job["exp"], symlinks=True)

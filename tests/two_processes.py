@@ -143,7 +143,7 @@ def start(folder: Path, function: Callable, jobs: dict[str, Any]) -> dict[str, l
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(timeout=300)
+        worker.join(timeout=900)
         assert worker.exitcode == 0, f"exit status {worker.exitcode}"
     return {
         name: [
