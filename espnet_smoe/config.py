@@ -212,16 +212,20 @@ def check_number(name: str, value: object, kind: type = float) -> None:
         raise ConfigError(f"{name} must be {number}, got {value!r}")
 
 
-def check_device(device: str) -> None:
-    """Refuse a GPU where torch finds none.
+def check_device(device: str, count: int = 1) -> None:
+    """Refuse a GPU where torch finds none, or ``count`` where it finds fewer.
 
     Raises:
         ConfigError: names the device.
     """
     import torch
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if not device.startswith("cuda"):
+        return
+    if not torch.cuda.is_available():
         raise ConfigError(
             f"device {device} was asked for, but torch finds no GPU here; use the CPU "
             "(--ngpu 0, device='cpu')"
         )
+    if count > (found := torch.cuda.device_count()):
+        raise ConfigError(f"--ngpu {count} was asked for, but torch finds {found} here")

@@ -13,7 +13,6 @@ The encoder runs once on the B utterances; the decoder once on the P rows, the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -30,6 +29,7 @@ from espnet_smoe.encoder import SMoEConformerEncoder
 from espnet_smoe.experts import ExpertFFNBank
 from espnet_smoe.guide import TASK, GuideError, GuideTable
 from espnet_smoe.mask import valid_mask
+from espnet_smoe.ratios import global_ratios
 from espnet_smoe.rows import IGNORE, Rows, add_prompt, smoothed_cross_entropy
 
 __all__ = ["SMoEModel"]
@@ -236,14 +236,16 @@ class SMoEModel(ESPnetASRModel):
 
             loss = w_ctc CTC(asr) + (1 - w_ctc) sum over tasks w_task CE(task)
 
-        Both terms are sums over tokens, divided by the number of utterances B. With
-        learned gates, the weighted balance losses of all banks (statistic
-        ``loss_balance``) come on top, times the tokens per utterance: their weight
-        is meant against a loss per token.
+        Both terms are sums over tokens, divided by the number of utterances B. So B
+        is the weight with which the host combines the losses of several processes
+        into that of one process on all their utterances. With learned gates, the
+        weighted balance losses of all banks (statistic ``loss_balance``), each of one
+        process's own frames, come on top, times the tokens per utterance: their
+        weight is meant against a loss per token.
 
         Returns:
             loss (), statistics (the same keys on every step, NaN when a task or
-            bandwidth is absent), weight B.
+            bandwidth is absent; of all processes together), weight B.
 
         Raises:
             ValueError: a guide id is unknown, or no utterance has a reference.
@@ -269,35 +271,38 @@ class SMoEModel(ESPnetASRModel):
 
         weights = torch.tensor(self.task_weights)[rows.tasks].to(losses.device)
         loss = loss_att = (losses * weights).sum() / len(speech)
-        loss_ctc = losses.new_full((), math.nan)
+        sum_ctc, with_ctc = losses.new_zeros(()), 0
         if self.ctc is not None:
             with_asr = has_text[self.guides.tasks.index("asr")].nonzero().view(-1)
             loss = (1 - self.ctc_weight) * loss_att
-            if len(with_asr):
+            if with_ctc := len(with_asr):
                 loss_ctc = self._ctc_loss(encoded, frames, with_asr, data)
-                share = len(with_asr) / len(speech)
+                share = with_ctc / len(speech)
                 loss = loss + self.ctc_weight * share * loss_ctc
-        gate_stats = {}
+                sum_ctc = with_ctc * loss_ctc.detach()
+
+        balance_sums = {}
         if balance:
             loss_balance = torch.stack(balance).sum()
             loss = loss + loss_balance * tokens.sum() / len(speech)
-            gate_stats["loss_balance"] = loss_balance.detach()
+            total = loss_balance.detach() * len(speech)
+            balance_sums["loss_balance"] = (total, len(speech))
 
-        stats = {
-            "loss": loss.detach(),
-            **gate_stats,
-            "loss_ctc": loss_ctc.detach(),
-            "loss_att": loss_att.detach(),
-            "acc": correct.sum() / tokens.sum(),
+        sums = {
+            "loss": (loss.detach() * len(speech), len(speech)),
+            **balance_sums,
+            "loss_ctc": (sum_ctc, with_ctc),
+            "loss_att": (loss_att.detach() * len(speech), len(speech)),
+            "acc": (correct.sum(), tokens.sum()),
         }
         bandwidths = guide_ids["bandwidth"][rows.utterances]
         cells = [(t, rows.tasks == i) for i, t in enumerate(self.guides.tasks)]
         cells += [(b, bandwidths == i) for i, b in enumerate(self.guides.bandwidths)]
         for name, cell in cells:
             here = cell.to(losses.device)
-            # 0 / 0 = NaN marks a cell without rows; the host's reporter skips it
-            stats[f"loss_{name}"] = (losses.detach() * here).sum() / here.sum()
-            stats[f"acc_{name}"] = (correct * here).sum() / (tokens * here).sum()
+            sums[f"loss_{name}"] = ((losses.detach() * here).sum(), here.sum())
+            sums[f"acc_{name}"] = ((correct * here).sum(), (tokens * here).sum())
+        stats = global_ratios(sums, losses.device)
         return force_gatherable((loss, stats, len(speech)), loss.device)
 
     def _ctc_loss(

@@ -138,10 +138,19 @@ def train(
     args = _check_model(config, command)
     for path in args.init_param:
         _check_vocabulary(path.split(":")[0], token_dir)
+    if args.ngpu > 1:
+        # the host's other way, DataParallel, copies the model at every step: the
+        # copies would not count batches for the late split
+        command += ["--multiprocessing_distributed", "true"]
     if args.resume and (output_dir / "checkpoint.pth").exists():
         _check_same_experiment(output_dir, inputs, args)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    inputs.write(output_dir, output_dir / "data")
+    if _is_first_node(args):
+        # the others read it after they have met the first one in the host
+        output_dir.mkdir(parents=True, exist_ok=True)
+        inputs.write(output_dir, output_dir / "data")
+    else:
+        # the host keeps the others quiet only where logging is not set up yet
+        logging.getLogger().setLevel(logging.ERROR)
     _run_host(command)
 
 
@@ -222,7 +231,7 @@ def _check_model(config: Path, command: Sequence[str]) -> argparse.Namespace:
 
     args = _parse(config, command)
     if args.ngpu > 0:
-        check_device("cuda")
+        check_device("cuda", args.ngpu)
     try:
         SMoETask.build_all(args)
     except ValueError:
@@ -248,6 +257,14 @@ def _check_vocabulary(checkpoint: str, token_dir: Path) -> None:
             f"{checkpoint} has a vocabulary of {len(theirs)} tokens, {tokens} another "
             f"of {len(ours)}: use the token list of that model"
         )
+
+
+def _is_first_node(args: argparse.Namespace) -> bool:
+    """Whether this process is the only one started, or the first of several."""
+    from espnet2.train.distributed_utils import get_node_rank, get_num_nodes
+
+    nodes = get_num_nodes(args.dist_world_size, args.dist_launcher)
+    return nodes <= 1 or not get_node_rank(args.dist_rank, args.dist_launcher)
 
 
 def _check_same_experiment(

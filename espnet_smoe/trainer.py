@@ -50,11 +50,24 @@ class SMoETrainer(Trainer):
     ) -> bool:
         """Back up the checkpoint of the epoch before, then train as the host does.
 
-        The host tells the time left once an epoch; here it comes every minute.
-        Optimiser state follows the late split where YAML asks for it.
+        The host tells the time left once an epoch; here it comes every minute. Batches
+        that no update follows (``accum_grad`` does not divide the epoch) are not
+        learnt from; the host would add them to the next epoch's first update, which a
+        resumed run could not. Optimiser state follows the late split where YAML asks
+        for it.
         """
         epoch = f"epoch {reporter.get_epoch()}/{options.max_epoch}"
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         if isinstance(iterator, Sized):
+            if left := len(iterator) % options.accum_grad:
+                logger.warning(
+                    "the last %d of an epoch's %d batches are not learnt from: set "
+                    "num_iters_per_epoch to a multiple of accum_grad %d",
+                    left,
+                    len(iterator),
+                    options.accum_grad,
+                )
             iterator = progress(iterator, len(iterator), epoch, log_every=60.0)
         if not distributed_option.distributed or distributed_option.dist_rank == 0:
             _back_up(Path(options.output_dir), reporter.get_epoch() - 1)

@@ -185,6 +185,13 @@ def test_global_normalisation_reads_the_statistics(experiment, tmp_path: Path) -
             "task 'sum' must be 'asr' or 'st_XX'",
         ),
         ({"beam_sizes": 3}, "beam_sizes"),
+        ({"sampling": {"temp": 2}}, "unknown keys ['temp'] in sampling; known:"),
+        ({"sampling": {"weights": {"xx": 2}}}, "unknown keys ['xx'] in sampling.w"),
+        (
+            {"sampling": {"temperature": 2}, "batch_type": "sorted"},
+            "sampling needs batch_type numel, got sorted",
+        ),
+        ({"accum_grad": 2}, "num_iters_per_epoch 3 must be a multiple of accum_grad 2"),
         ({"encoder_conf": 5}, "encoder_conf"),
         ({"encoder_conf": {"experts": "bandwidth"}}, "experts must map"),
         ({"encoder_conf": {"experts": {"axis": 5}}}, "experts.axis must be"),
@@ -329,3 +336,32 @@ def test_failed_statistics_leave_nothing(
     command = experiment.train_command(tmp_path / "stats", conf)
     refusal([*command, "--collect_stats", "true"], capsys)
     assert [p.name for p in tmp_path.iterdir()] == ["train.yaml"]
+
+
+def test_more_gpus_than_there_are_are_refused(
+    experiment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    command = [*experiment.train_command(tmp_path / "exp"), "--ngpu", "2"]
+    assert "--ngpu 2 was asked for, but torch finds 1 here" in refusal(command, capsys)
+
+
+def test_several_gpus_get_a_process_each(
+    experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from espnet_smoe import train
+    from espnet_smoe.task import SMoETask
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    asked = []
+    monkeypatch.setattr(train, "_run_host", asked.append)
+    command = experiment.train_command(tmp_path / "exp")
+    assert smoe_train.main([*command, "--ngpu", "2"]) == 0
+    args = SMoETask.get_parser().parse_args(asked[0])
+    assert args.multiprocessing_distributed
+    assert args.unused_parameters

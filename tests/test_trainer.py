@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from dummies import MIXED, batch, build
+from two_processes import share_of, train, without_batch_norm
 
 from espnet_smoe.bin import smoe_train
 from espnet_smoe.trainer import BACKUP
@@ -125,3 +127,48 @@ def test_new_run_in_an_old_folder_forgets_the_old_backup(
     exp = experiment.copy(tmp_path / "exp")
     assert smoe_train.main([*experiment.train_command(exp), "--max_epoch", "1"]) == 0
     assert not (exp / BACKUP).exists()
+
+
+def descent(folder: Path, *epochs: list[dict], accum_grad: int = 1) -> dict:
+    """How epochs of plain gradient descent of rate 1 change the parameters."""
+    model = without_batch_norm(build())
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    options = {"accum_grad": accum_grad, "grad_clip": 1e9}
+    for batches in epochs:
+        train(model, batches, folder, optimizer, **options)
+    return {k: v.detach() - before[k] for k, v in model.named_parameters()}
+
+
+def assert_alike(got: dict, want: dict) -> None:
+    for key in want:
+        torch.testing.assert_close(got[key], want[key], rtol=1e-6, atol=1e-6, msg=key)
+
+
+def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path: Path) -> None:
+    # the two halves hold one bandwidth each: the other's experts are idle in it
+    large = batch()
+    assert large["bandwidth"].view(-1).tolist() == [1, 0, 1, 0]
+    halves = [share_of(large, n, 2) for n in (0, 1)]
+    want = descent(tmp_path, [large])
+    assert_alike(descent(tmp_path, halves, accum_grad=2), want)
+
+
+def test_accumulated_batches_count_alike_whatever_their_size(tmp_path: Path) -> None:
+    # as batches without accumulation do: each is a mean over its own utterances
+    parts = [batch(MIXED[:3]), batch(MIXED[3:], seed=1)]
+    one, other = (descent(tmp_path, [part]) for part in parts)
+    want = {k: (one[k] + other[k]) / 2 for k in one}
+    assert_alike(descent(tmp_path, parts, accum_grad=2), want)
+
+
+def test_P10_batches_without_an_update_do_not_reach_the_next_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two, three = (batch(seed=n) for n in range(3))
+    got = descent(tmp_path, [one, two, three], [one, two], accum_grad=2)
+    told = [m for m in caplog.messages if "the last 1 of an epoch's 3 batches" in m]
+    assert len(told) == 1
+    want = descent(tmp_path, [one, two], [one, two], accum_grad=2)
+    for key in want:
+        assert torch.equal(got[key], want[key]), key
