@@ -16,6 +16,7 @@ hand is found.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import subprocess
 import sys
@@ -335,5 +336,7 @@ def _same(key: str, recorded: Any, wanted: Any) -> bool:
     if key in _COMPLETED and isinstance(recorded, dict):
         recorded = {name: recorded.get(name) for name in wanted}
     if isinstance(wanted, str) and isinstance(recorded, float):
-        wanted = float(wanted)  # YAML reads 1e-3 as a text
+        # YAML reads 1e-3 as a text, the host as a number
+        with contextlib.suppress(ValueError):
+            wanted = float(wanted)
     return recorded == wanted
