@@ -10,8 +10,9 @@ from zero, (1 + hits) / (1 + resamples). Systems that never differ have p = 1.
 It speaks of the test utterances, not of the luck of a training: for that, read the
 single values beside the mean.
 
-Source: Riezler and Maxwell 2005 (the shift); sacrebleu 2.x ``PairedTest`` (the same
-for one seed, but strict: it calls equal systems different).
+Source: Riezler and Maxwell 2005 (the shift). sacrebleu 2.x ``PairedTest`` draws the
+same resamples but shifts absolute differences, so that its p is smaller, and is 1 / 1001
+for equal systems.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ def test_a_folder_of_another_yaml_or_seed_is_refused(experiment, tmp_path):
         check(max_epoch=3)
     conf = yaml.safe_load(experiment.conf.read_text())["encoder_conf"]
     del conf["experts"]
-    with pytest.raises(ConfigError, match="another encoder_conf than.*move it away"):
+    with pytest.raises(ConfigError, match=r"another encoder_conf than.*move it away"):
         check(encoder_conf=conf)
 
 
