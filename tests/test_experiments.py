@@ -55,7 +55,7 @@ def write_list(path: Path, **changes: object) -> Path:
         ({"baseline": "parts", "systems": {"parts": [DENSE]}}, "must be one model"),
         ({"systems": {}}, "systems must map names"),
         ({"systems": {"dense": {}}}, "dense lacks train_config"),
-        ({"systems": {"dense": []}}, "dense has no model"),
+        ({"systems": {"dense": DENSE, "e": []}}, "system e has no model"),
         ({"systems": {"dense": {**DENSE, "keep": 1}}}, r"unknown keys \['keep'\]"),
         ({"systems": {"dense": "x.yaml"}}, "must map option names to values"),
         ({"systems": {"dense": {"train_config": "no.yaml"}}}, "no.yaml does not exist"),
