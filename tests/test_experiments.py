@@ -40,7 +40,7 @@ def _in_the_recipe(monkeypatch):
 
 
 def write_list(path: Path, **changes: object) -> Path:
-    path.write_text(yaml.safe_dump({**GOOD, **changes}))
+    path.write_text(yaml.safe_dump({**GOOD, **changes}, sort_keys=False))
     return path
 
 
