@@ -11,8 +11,8 @@ It speaks of the test utterances, not of the luck of a training: for that, read 
 single values beside the mean.
 
 Source: Riezler and Maxwell 2005 (the shift). sacrebleu 2.x ``PairedTest`` draws the
-same resamples but shifts absolute differences, so that its p is smaller, and is 1 / 1001
-for equal systems.
+same resamples, but shifts absolute differences: its p is another, 1 / 1001 for equal
+systems.
 """
 
 from __future__ import annotations
