@@ -1,6 +1,7 @@
 # Everything lives in .venv of this checkout. `make help` lists the targets.
 #   PYTHON=/path/to/python3.12     interpreter (default: the newest of 3.13 and 3.12)
 #   TORCH_INDEX_URL=...            index of a CPU or CUDA build of torch
+#   JOBS=...                       trainings at a time of `make experiments`
 
 export PYTHON TORCH_INDEX_URL
 # small matrices: more threads per process cost more than they bring
@@ -11,11 +12,14 @@ RUN := .venv/bin/python
 RECIPE := egs2/smoe_asr_st
 SHELL_SCRIPTS := .ci/run $(wildcard tools/*.sh $(RECIPE)/*.sh $(RECIPE)/local/*.sh)
 
-.PHONY: help install demo test test-all test-slow bench lint clean
+# trainings that `make experiments` runs at a time, one thread each
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+
+.PHONY: help install demo experiments test test-all test-slow bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
 
 install: ## .venv with everything
 	@bash tools/install.sh
@@ -23,6 +27,10 @@ install: ## .venv with everything
 demo: install ## corpus, training, decoding, scores on this machine
 	cd $(RECIPE) && ./run.sh
 	@cat $(RECIPE)/exp/smoe_demo/decode/RESULTS.md
+
+experiments: install ## baselines and ablations on the demo corpus, one table (hours)
+	cd $(RECIPE) && ../../$(RUN) -m espnet_smoe.bin.smoe_experiments \
+		--list conf/demo/experiments.yaml --jobs $(JOBS)
 
 test: install ## the test suite without its slow tests
 	$(RUN) -m pytest -m "not slow"

@@ -49,6 +49,7 @@ inference_config=""    # decoding YAML
 inference_args=""      # further options of smoe_inference
 inference_tag=""       # name of the decoding; empty = from inference_config, _args, _model
 inference_model=valid.acc.ave.pth # checkpoint to decode with
+dry_run=false          # say what would be read and made where, and leave
 force_bandwidths=""    # e.g. "nb wb": decode with these guides too, to see what a wrong one costs
 hf_repo=""             # user/name on the Hugging Face hub (stage 15)
 # end of options
@@ -148,6 +149,13 @@ train_dump=${train_set}
 [ ${#factors[@]} -eq 0 ] || train_dump=${train_set}_sp
 train_dir=${dumpdir}/raw/${train_dump}
 valid_dir=${dumpdir}/raw/${valid_set}
+
+if [ "${dry_run}" = true ]; then
+    printf '%s\n' "dump=${dumpdir}/raw" "train_dir=${train_dir}" \
+        "valid_dir=${valid_dir}" "test_sets=${tests[*]}" "tokens=${token_listdir}" \
+        "stats=${smoe_stats_dir}" "experiment=${smoe_exp}" "decoding=${decode_dir}"
+    exit 0
+fi
 
 run_stage() {
     local skip=false

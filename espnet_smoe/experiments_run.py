@@ -1,0 +1,160 @@
+"""A list of experiments -> data, trainings, hypotheses, scores and one comparison."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from espnet_smoe.compare import compare, read_run, score_system
+from espnet_smoe.config import ConfigError
+from espnet_smoe.cost import Cost, measure_cost
+from espnet_smoe.experiments import (
+    ExperimentList,
+    Run,
+    check_recorded,
+    plan,
+    read_list,
+)
+from espnet_smoe.experiments_report import Results, write_results
+from espnet_smoe.jobs import Job, run_jobs
+from espnet_smoe.subset import keep_guides
+
+__all__ = ["collect", "run_experiments"]
+
+logger = logging.getLogger(__name__)
+
+
+def run_experiments(path: Path, jobs: int, command: str) -> str:
+    """Bring every run of a list to its end and compare; see `experiments`.
+
+    Args:
+        path: the list.
+        jobs: trainings at a time, one thread each.
+        command: command line of all this, for the results.
+
+    Returns:
+        The text of RESULTS.md.
+
+    Raises:
+        ValueError: an input was refused, or runs failed (names them); what stood in
+            the folder of the results stays.
+    """
+    experiments = read_list(path)
+    runs = plan(experiments, inference_nj=max(1, (os.cpu_count() or 1) // jobs))
+    expdir = runs[0].places.experiment.parent
+    logs = expdir / f"{path.stem}_log"
+    with _locked(expdir / f".{path.stem}.lock") as lock:
+        _prepare(experiments, runs, logs, lock)
+        refused, todo = [], []
+        for run in runs:
+            try:
+                check_recorded(run)
+            except ConfigError as error:
+                logger.error("%s", error)
+                refused.append(str(error))
+                continue
+            stage = run.places.next_stage()
+            if stage is None:
+                logger.info("%s is finished", run.name)
+            else:
+                todo.append(_job(run, stage, 13, logs))
+        failed = run_jobs(todo, jobs, lock)
+        if refused or failed:
+            reasons = refused + [f"{j.name} failed (log: {j.log})" for j in failed]
+            raise ConfigError(
+                f"{len(reasons)} of {len(runs)} runs did not end, no table was "
+                f"written: {'; '.join(reasons)}"
+            )
+        results = collect(experiments, runs)
+        return write_results(expdir / path.stem, results, command, jobs)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Open file that is locked until all processes that hold it open have ended."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{path} is locked: this list is run already, or a training of a run "
+                "that was killed still goes on"
+            ) from None
+        yield file.fileno()
+
+
+def _job(run: Run, stage: int, stop_stage: int, logs: Path) -> Job:
+    name = run.name if stop_stage > 10 else f"data of {run.name}"
+    return Job(name, run.command(stage, stop_stage), logs / f"{run.name}.log")
+
+
+def _prepare(
+    experiments: ExperimentList, runs: Sequence[Run], logs: Path, lock: int
+) -> None:
+    """Stages 1 to 10 once, then the parts of the data with statistics of their own."""
+    # statistics are shared by all systems of the same data: one after the other
+    baseline = next(r for r in runs if r.system == experiments.baseline)
+    _make_data(baseline, logs, lock)
+    for run in runs:
+        if run.part is None:
+            continue
+        sources = run.whole.set_dirs
+        for source, target in zip(sources, run.places.set_dirs, strict=True):
+            if not (target / "wav.scp").is_file():
+                keep_guides(source, target, run.part)
+        _make_data(run, logs, lock)
+
+
+def _make_data(run: Run, logs: Path, lock: int) -> None:
+    stage = run.places.missing_data()
+    if stage is not None:
+        job = _job(run, stage, 10, logs)
+        if run_jobs([job], 1, lock):
+            raise ConfigError(f"{job.name}: stages {stage} to 10 failed: {job.log}")
+
+
+def collect(experiments: ExperimentList, runs: Sequence[Run]) -> Results:
+    """Scores and costs of finished runs.
+
+    Raises:
+        ValueError: a run is not finished, or runs do not fit each other.
+    """
+    scores, costs = {}, {}
+    for system in experiments.systems:
+        mine = [run for run in runs if run.system == system.name]
+        by_seed = [[r for r in mine if r.seed == s] for s in experiments.seeds]
+        scores[system.name] = score_system(
+            system.name,
+            [[cell for run in seed for cell in _cells(run)] for seed in by_seed],
+        )
+        measured = [[measure_cost(r.places.experiment) for r in s] for s in by_seed]
+        costs[system.name] = _system_cost(measured)
+    return Results(
+        baseline=experiments.baseline,
+        seeds=experiments.seeds,
+        comparisons=compare(scores, experiments.baseline),
+        costs=costs,
+        commands={r.name: " ".join(r.command(11, 13)) for r in runs},
+    )
+
+
+def _cells(run: Run) -> list:
+    return read_run(run.places.decoding, run.places.dump, run.places.test_sets)
+
+
+def _system_cost(measured: Sequence[Sequence[Cost]]) -> Cost:
+    """Cost of a system from that of its models, for each seed."""
+    first = measured[0]
+    seconds = [cost.step_seconds for seed in measured for cost in seed]
+    return Cost(
+        parameters=sum(cost.parameters for cost in first),
+        # an utterance meets one of the models
+        active=max(cost.active for cost in first),
+        flops=max(cost.flops for cost in first),
+        step_seconds=sum(seconds) / len(seconds),
+    )

@@ -1,0 +1,342 @@
+"""The list, the recipe's names, what is left to do, and a finished tree compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_experiment import write_dump
+
+from espnet_smoe.bin.smoe_experiments import main
+from espnet_smoe.config import ConfigError
+from espnet_smoe.cost import measure_cost
+from espnet_smoe.datadir import read_datadir
+from espnet_smoe.experiments import (
+    Model,
+    Places,
+    Run,
+    check_recorded,
+    plan,
+    read_list,
+)
+from espnet_smoe.report import write_report
+from espnet_smoe.score import score_sets
+
+pytest_plugins = ["fixtures_exp"]
+
+RECIPE = Path(__file__).resolve().parent.parent / "egs2" / "smoe_asr_st"
+DENSE = {"train_config": "conf/demo/train_dense.yaml"}
+SMOE = {"train_config": "conf/demo/train_smoe.yaml"}
+GOOD = {"baseline": "dense", "seeds": [1, 2], "systems": {"dense": DENSE, "smoe": SMOE}}
+
+
+@pytest.fixture(autouse=True)
+def _in_the_recipe(monkeypatch):
+    monkeypatch.chdir(RECIPE)
+
+
+def write_list(path: Path, **changes: object) -> Path:
+    path.write_text(yaml.safe_dump({**GOOD, **changes}, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, r"unknown keys \['seed'\].*known: .*'seeds'"),
+        ({"seeds": []}, "seeds must be a list of numbers"),
+        ({"seeds": ["a"]}, "a seed must be a whole number, got 'a'"),
+        ({"seeds": [1, 1]}, "a seed stands twice"),
+        ({"baseline": "gone"}, r"baseline 'gone' is none of .*'dense', 'smoe'"),
+        ({"baseline": "parts", "systems": {"parts": [DENSE]}}, "must be one model"),
+        ({"systems": {}}, "systems must map names"),
+        ({"systems": {"dense": {}}}, "dense lacks train_config"),
+        ({"systems": {"dense": DENSE, "e": []}}, "system e has no model"),
+        ({"systems": {"dense": {**DENSE, "keep": 1}}}, r"unknown keys \['keep'\]"),
+        ({"systems": {"dense": "x.yaml"}}, "must map option names to values"),
+        ({"systems": {"dense": {"train_config": "no.yaml"}}}, "no.yaml does not exist"),
+        (
+            {"systems": {"dense": {**DENSE, "smoe_args": "--seed 3"}}},
+            "seeds stand in the list",
+        ),
+        ({"run_options": {"stage": 3}}, r"run_options may not set \['stage'\]"),
+        ({"run_options": [1]}, "run_options must be a mapping"),
+    ],
+)
+def test_a_wrong_list_is_refused_by_name(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        read_list(write_list(tmp_path / "list.yaml", **changes))
+
+
+def test_the_list_of_make_experiments_is_sound():
+    experiments = read_list(Path("conf/demo/experiments.yaml"))
+    assert len(experiments.systems) >= 4
+    assert len(experiments.seeds) >= 2
+    assert experiments.baseline == "train_dense"
+
+
+def test_runs_have_the_names_that_the_recipe_gives_them(tmp_path):
+    options = {"expdir": str(tmp_path)}
+    path = write_list(tmp_path / "list.yaml", run_options=options)
+    runs = plan(read_list(path), inference_nj=1)
+    assert [(r.system, r.seed, r.name) for r in runs] == [
+        ("dense", 1, "smoe_train_dense"),
+        ("smoe", 1, "smoe_demo"),
+        ("dense", 2, "smoe_train_dense_seed2"),
+        ("smoe", 2, "smoe_demo_seed2"),
+    ]
+    assert {r.places.stats for r in runs} == {tmp_path / "smoe_stats"}
+    assert runs[0].places.decoding == tmp_path / "smoe_train_dense/decode"
+    assert runs[0].command(11, 13)[-2:] == ("--stage=11", "--stop_stage=13")
+
+
+def test_models_of_one_condition_have_data_of_their_own(tmp_path):
+    conf = yaml.safe_load(Path("conf/demo/train_dense.yaml").read_text())
+    conf["guides"] = {"bandwidth": ["nb"], "task": ["asr"]}
+    single = tmp_path / "train_single.yaml"
+    single.write_text(yaml.safe_dump(conf))
+    path = write_list(
+        tmp_path / "list.yaml",
+        seeds=[1],
+        systems={"dense": DENSE, "parts": [{"train_config": str(single)}]},
+    )
+    whole, part = plan(read_list(path), inference_nj=1)
+    assert part.part == {"bandwidth": ("nb",), "task": ("asr",)}
+    assert part.whole.set_dirs == whole.places.set_dirs
+    assert part.places.train_dir == Path("dump/part_nb_asr/raw/train")
+    assert part.places.stats == Path("exp/smoe_stats_part_nb_asr")
+    assert part.places.tokens == whole.places.tokens
+    assert part.name == "smoe_train_single"
+
+
+def test_two_systems_of_one_name_are_refused(tmp_path):
+    systems = {"dense": DENSE, "again": DENSE}
+    path = write_list(tmp_path / "list.yaml", seeds=[1], systems=systems)
+    with pytest.raises(ConfigError, match="dense seed 1 and again seed 1 would both"):
+        plan(read_list(path), inference_nj=1)
+
+
+def test_what_the_recipe_refuses_is_told(tmp_path):
+    path = write_list(tmp_path / "list.yaml", run_options={"no_such": 1})
+    with pytest.raises(ConfigError, match="unknown option --no_such"):
+        plan(read_list(path), inference_nj=1)
+
+
+def places(folder: Path, **changes: object) -> Places:
+    return Places(
+        dump=folder / "dump",
+        train_dir=folder / "dump/train",
+        valid_dir=folder / "dump/dev",
+        test_sets=("test",),
+        tokens=folder / "tokens",
+        stats=folder / "stats",
+        experiment=folder / "exp",
+        decoding=folder / "exp/decode",
+    )
+
+
+def test_what_is_left_to_do_follows_from_the_files(tmp_path):
+    here = places(tmp_path)
+    here.decoding.mkdir(parents=True)
+    clock = iter(range(1000, 2000))
+
+    def touch(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        path.touch()
+        now = next(clock)
+        os.utime(path, (now, now))
+
+    exp, scores = here.experiment, here.decoding / "scores.json"
+    assert here.next_stage() == 11  # nothing yet
+    touch(exp / "1epoch.pth")
+    touch(exp / "checkpoint.pth")
+    assert here.next_stage() == 11  # killed after an epoch
+    link = exp / "valid.acc.ave.pth"
+    link.symlink_to("1epoch.pth")  # older than the checkpoint; the link is not
+    assert here.next_stage() == 12
+    now = 5000
+    os.utime(link, (now, now), follow_symlinks=False)
+    scores.touch()
+    os.utime(scores, (now + 1, now + 1))
+    assert here.next_stage() is None
+    os.utime(link, (now + 2, now + 2), follow_symlinks=False)
+    assert here.next_stage() == 12  # another model than the scored one
+    os.utime(exp / "checkpoint.pth", (now + 3, now + 3))
+    assert here.next_stage() == 11  # went on training since
+
+
+def test_missing_data_name_the_stage_to_start_from(tmp_path):
+    here = places(tmp_path)
+    for folder in here.set_dirs:
+        assert here.missing_data() == 1
+        folder.mkdir(parents=True)
+        (folder / "wav.scp").touch()
+    assert here.missing_data() == 1
+    here.tokens.mkdir()
+    (here.tokens / "bpe.model").touch()
+    (here.tokens / "tokens.txt").touch()
+    for split in ("train", "valid"):
+        assert here.missing_data() == 10
+        (here.stats / split).mkdir(parents=True)
+        (here.stats / split / "speech_shape").touch()
+    assert here.missing_data() is None
+
+
+def test_a_folder_of_another_yaml_or_seed_is_refused(experiment, tmp_path):
+    here = places(tmp_path)
+    experiment.copy(here.experiment)
+
+    def check(seed: int = 0, arguments: str = "", **changes: object) -> None:
+        conf = {**yaml.safe_load(experiment.conf.read_text()), **changes}
+        path = tmp_path / "train.yaml"
+        path.write_text(yaml.safe_dump(conf))
+        model = Model(train_config=str(path), smoe_args=arguments)
+        check_recorded(Run("x", seed, model, (), here))
+
+    check()
+    check(optim_conf={"lr": "1e-2"})  # text to YAML, 0.01 to the host
+    check(arguments="--max_epoch 2", max_epoch=9)
+    with pytest.raises(ConfigError, match="another seed than"):
+        check(seed=2)
+    with pytest.raises(ConfigError, match="another max_epoch than"):
+        check(max_epoch=3)
+    conf = yaml.safe_load(experiment.conf.read_text())["encoder_conf"]
+    del conf["experts"]
+    with pytest.raises(ConfigError, match=r"another encoder_conf than.*move it away"):
+        check(encoder_conf=conf)
+
+
+def test_cost_counts_what_one_route_touches(experiment):
+    cost = measure_cost(experiment.exp)
+    width, inner = 16, 16
+    ffn = 2 * width * inner + width + inner
+    # macaron and final FFN of the encoder's block, one of the decoder's
+    assert cost.parameters - cost.active == 3 * ffn
+    assert cost.flops > 0
+    assert 0 < cost.step_seconds < 60
+
+
+@pytest.fixture
+def finished(experiment, tmp_path):
+    """A list of two systems and two seeds that somebody has run by hand."""
+    for name in ("train", "dev", "test"):
+        write_dump(tmp_path / "dump/raw" / name)
+    conf = yaml.safe_load(experiment.conf.read_text())
+    confs = {"smoe": conf, "dense": json.loads(json.dumps(conf))}
+    for stack in ("encoder_conf", "decoder_conf"):
+        del confs["dense"][stack]["experts"]
+    systems = {}
+    for name, conf in confs.items():
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(conf))
+        systems[name] = {"train_config": str(path)}
+        for seed, tag in ((0, ""), (2, "_seed2")):
+            exp = experiment.copy(tmp_path / f"exp/smoe_{name}{tag}")
+            recorded = yaml.safe_load((exp / "config.yaml").read_text())
+            recorded.update(seed=seed, **{k: conf[k] for k in conf if "coder" in k})
+            (exp / "config.yaml").write_text(yaml.safe_dump(recorded))
+            decode(exp / "decode", tmp_path / "dump/raw", name, seed)
+    return write_list(
+        tmp_path / "list.yaml",
+        seeds=[0, 2],
+        systems=systems,
+        run_options={
+            "expdir": str(tmp_path / "exp"),
+            "dumpdir": str(tmp_path / "dump"),
+            "token_listdir": str(experiment.tokens),
+            "smoe_stats_dir": str(experiment.stats),
+        },
+    )
+
+
+def decode(folder: Path, dump: Path, name: str, seed: int) -> None:
+    """Hypotheses of stage 12 with a wrong word in some utterances, and stage 13."""
+    (folder / "test").mkdir(parents=True)
+    for task in ("asr", "st_de"):
+        lines = []
+        for number, utt in enumerate(read_datadir(dump / "test")):
+            words = utt.texts[task].split()
+            if name == "dense" and (number + seed) % 3:
+                words[0] = "oops"
+            lines.append(f"{utt.id} {' '.join(words)}\n")
+        (folder / "test" / f"text.{task}").write_text("".join(lines))
+    write_report(folder, score_sets(folder, dump, ["test"]), "x")
+
+
+def test_finished_runs_are_compared_and_none_is_run(finished, tmp_path, capsys):
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    assert main(["--list", str(finished), "--jobs", "2"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    out = tmp_path / "exp/list"
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("RESULTS.md", "experiments.json", "experiments.png")
+    ]
+    text = (out / "RESULTS.md").read_text()
+    assert capsys.readouterr().out.strip() == text.strip()
+    content = json.loads((out / "experiments.json").read_text())
+    rows = {(r["system"], r["task"], r["bandwidth"], r["metric"]): r
+            for r in content["rows"]}  # fmt: skip
+    smoe, dense = (rows[s, "asr", "nb", "wer"] for s in ("smoe", "dense"))
+    assert smoe["values"] == [0, 0]
+    assert dense["mean"] == pytest.approx(sum(dense["values"]) / 2)
+    assert dense["p"] is None
+    assert smoe["p"] < 0.05
+    costs = content["costs"]
+    assert costs["dense"]["parameters"] == costs["dense"]["active"]
+    assert costs["dense"]["active"] == costs["smoe"]["active"]
+    assert costs["dense"]["flops"] == costs["smoe"]["flops"]
+    assert costs["dense"]["parameters"] < costs["smoe"]["parameters"]
+    line = next(ln for ln in text.splitlines() if ln.startswith("| smoe | 0.00"))
+    assert line.count("|") == 6  # four cells
+    assert "0.00 (0.00, 0.00); -100.0 %, p 0.0" in line
+    assert (out / "experiments.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_refused_run_is_named_and_the_old_table_stays(finished, tmp_path, capsys):
+    assert main(["--list", str(finished)]) == 0
+    table = tmp_path / "exp/list/RESULTS.md"
+    before = table.read_bytes()
+    path = tmp_path / "exp/smoe_dense_seed2/config.yaml"
+    path.write_text(path.read_text().replace("seed: 2", "seed: 3"))
+    # has to be decoded again, and cannot be: its model is gone
+    shutil.rmtree(tmp_path / "exp/smoe_smoe/decode/test")
+    (tmp_path / "exp/smoe_smoe/decode/scores.json").unlink()
+    broken = tmp_path / "exp/smoe_smoe/valid.acc.ave.pth"
+    broken.resolve().write_bytes(b"no model")
+    capsys.readouterr()
+    assert main(["--list", str(finished)]) == 1
+    error = capsys.readouterr().err
+    assert "2 of 4 runs did not end" in error
+    assert "smoe_dense_seed2 was trained with another seed" in error
+    assert "smoe_smoe failed (log: " in error
+    assert table.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_list_is_run_from_nothing_and_goes_on(tmp_path):
+    small = "--max_epoch 1 --num_iters_per_epoch 3 --batch_bins 200000"
+    path = write_list(
+        tmp_path / "list.yaml",
+        seeds=[1],
+        systems={n: {**s, "smoe_args": small} for n, s in GOOD["systems"].items()},
+        run_options={
+            **{f"{p}dir": str(tmp_path / p) for p in ("data", "dump", "exp")},
+            "demo_sizes": "24 2 2",
+            "nbpe": 100,
+        },
+    )
+    assert main(["--list", str(path), "--jobs", "2"]) == 0
+    table = tmp_path / "exp/list/RESULTS.md"
+    models = {p: p.stat().st_mtime_ns for p in tmp_path.glob("exp/*/checkpoint.pth")}
+    assert len(models) == 2
+    table.unlink()
+    scores = next(tmp_path.glob("exp/*dense*/decode/scores.json"))
+    scores.unlink()
+    assert main(["--list", str(path)]) == 0
+    assert table.is_file()
+    assert scores.is_file()
+    assert {p: p.stat().st_mtime_ns for p in models} == models  # not trained again
