@@ -46,7 +46,10 @@ setup(
     extras_require={
         # voices of the demo corpus; the library in it is GPL, hence optional
         "corpus": ["espeakng-loader>=0.2.4"],
+        # telephone codec AMR-NB; the encoder is in PyAV 17 and 18, no longer in 19
+        "amr": ["av>=17.0,<19"],
         "test": [
+            "av>=17.0,<19",  # tests the codec AMR-NB
             "pytest>=8.0",  # runs the suite
             "pytest-timeout>=2.3",  # a hanging test fails by name
             "hypothesis>=6.100",  # properties over generated input

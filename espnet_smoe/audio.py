@@ -25,6 +25,7 @@ __all__ = [
     "bandwidth_of_rate",
     "change_speed",
     "check_samples",
+    "narrow_band",
     "probe",
     "read_audio",
     "resample",
@@ -204,6 +205,26 @@ def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
     if not low <= factor <= high:
         raise AudioError(f"speed factor {factor} must lie in [{low}, {high}]")
     return resample(samples.astype(np.float32), factor, 1.0)
+
+
+def narrow_band(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Take out what lies above 4 kHz, as a rate of 8 kHz would.
+
+    Args:
+        samples: (S,) float, full scale 1.0.
+        rate: Hz; at 8 kHz there is nothing to take out.
+
+    Returns:
+        (S,) float32 at the same rate.
+
+    Raises:
+        AudioError: ``samples`` are no audio, or ``rate`` is not 8 to 768 kHz.
+    """
+    check_samples(samples, "audio")
+    _check_rate(rate, "audio")
+    narrow = resample(samples.astype(np.float32), rate, NARROWBAND_RATE)
+    # both ways round up: never too short
+    return resample(narrow, NARROWBAND_RATE, rate)[: len(samples)]
 
 
 @contextmanager

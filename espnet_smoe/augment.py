@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 from espnet2.layers.augmentation import DataAugmentation
 
-from espnet_smoe.audio import MODEL_RATE, NARROWBAND_RATE, resample, to_model_rate
+from espnet_smoe.audio import (
+    MODEL_RATE,
+    NARROWBAND_RATE,
+    narrow_band,
+    to_model_rate,
+)
 from espnet_smoe.config import ConfigError, check_keys, check_number
 from espnet_smoe.guide import GuideTable
 from espnet_smoe.telephone import TelephoneLine, through_telephone
@@ -34,8 +39,15 @@ NARROWING_EFFECTS = frozenset({"bandpass", "bandwidth_limitation", "lowpass"})
 """The host's effects that are there to narrow the band, and are refused."""
 
 _FULL_SCALE = 1 << 15
-_MAX_LOSS = 6.0  # dB: a quarter of the energy above 4 kHz stays
+_MAX_LOSS = 6.0  # dB: a quarter of the energy stays
 _TELEPHONE_BAND = (300.0, 3400.0)  # Hz
+# Where noise ends, and the band in which it must stay, Hz. Recordings of 11.025 kHz are
+# the lowest wideband: what moves their end below 4.5 kHz leaves nothing by which they
+# could be told from a call.
+_TRIALS = (
+    (MODEL_RATE / 2, (NARROWBAND_RATE / 2, MODEL_RATE / 2)),
+    (5_500.0, (4_500.0, 4_950.0)),
+)
 
 
 class Augmentation:
@@ -97,7 +109,7 @@ class Augmentation:
         if self.effects is not None and np.random.random() < self.effects_prob:
             speech = self.effects(speech, MODEL_RATE).astype(np.float32)
             if bandwidth == "nb":
-                speech = _narrow(speech)
+                speech = narrow_band(speech, MODEL_RATE)
         if bandwidth != "wb" or self.line is None:
             return speech, bandwidth
         if np.random.random() >= self.telephone_prob:
@@ -196,20 +208,23 @@ def _check_num(num: object, most: int) -> None:
 def _check_band(groups: Sequence[Sequence[tuple[str, dict]]], most: int) -> None:
     """Refuse effects that take away what is above 4 kHz, by trying them on noise.
 
-    Each is tried alone, then the ``most`` worst one after another.
+    Each is tried alone, then for each noise the ``most`` worst one after another.
     """
-    worst = []
-    for group in groups:
-        losses = [(_checked_loss([effect]), effect) for effect in group]
-        worst.append(max(losses, key=lambda loss: loss[0]))
-    worst.sort(key=lambda loss: loss[0])
-    _checked_loss([effect for _, effect in worst[-most:]])
+    for end, band in _TRIALS:
+        worst = []
+        for group in groups:
+            losses = [(_checked_loss([effect], end, band), effect) for effect in group]
+            worst.append(max(losses, key=lambda loss: loss[0]))
+        worst.sort(key=lambda loss: loss[0])
+        _checked_loss([effect for _, effect in worst[-most:]], end, band)
 
 
-def _checked_loss(chain: Sequence[tuple[str, dict]]) -> float:
+def _checked_loss(
+    chain: Sequence[tuple[str, dict]], end: float, band: tuple[float, float]
+) -> float:
+    """How far effects lower a band of noise that ends at ``end`` Hz, in dB."""
     names = ", then ".join(f"{name} {arguments}" for name, arguments in chain)
-    noise = np.random.default_rng(0).standard_normal(MODEL_RATE).astype(np.float32)
-    before = after = 0.1 * noise
+    before = after = _noise(end)
     try:
         for name, arguments in chain:
             effect = DataAugmentation([[1.0, name, dict(arguments)]])
@@ -218,35 +233,43 @@ def _checked_loss(chain: Sequence[tuple[str, dict]]) -> float:
         reason = " ".join(str(error).split())
         raise ConfigError(f"data_aug_effects: {names} fails: {reason}") from error
     with np.errstate(divide="ignore", invalid="ignore"):
-        loss = _band_loss(before, after)
+        loss = _band_loss(before, after, band)
     if math.isnan(loss):
         raise ConfigError(f"data_aug_effects: {names} leaves no audio")
     if loss > _MAX_LOSS:
         raise ConfigError(
-            f"data_aug_effects: {names} lowers what is above 4 kHz by {loss:.1f} dB "
-            f"({_MAX_LOSS:g} at most) and leaves the guide; to narrow the band use "
+            f"data_aug_effects: {names} lowers what is above {band[0] / 1000:g} kHz in "
+            f"audio that reaches {end / 1000:g} kHz by {loss:.1f} dB ({_MAX_LOSS:g} at "
+            "most) and leaves the guide; to narrow the band use "
             "preprocessor_conf.telephone, which makes the guide nb"
         )
     return loss
 
 
-def _band_loss(before: np.ndarray, after: np.ndarray) -> float:
-    """How far an effect lowers what is above 4 kHz against the telephone band, in dB.
+def _noise(end: float) -> np.ndarray:
+    """A second of white noise up to ``end`` Hz: (S,) float32 at 16 kHz."""
+    white = np.random.default_rng(0).standard_normal(MODEL_RATE)
+    spectrum = np.fft.rfft(white)
+    spectrum[np.fft.rfftfreq(len(white), 1 / MODEL_RATE) > end] = 0.0
+    return (0.1 * np.fft.irfft(spectrum, len(white))).astype(np.float32)
+
+
+def _band_loss(
+    before: np.ndarray, after: np.ndarray, band: tuple[float, float]
+) -> float:
+    """How far an effect lowers a band against the telephone band, in dB.
 
     Args:
         before, after: (S,) and (S',) float at 16 kHz.
+        band: its edges, Hz.
     """
-    low, high = _TELEPHONE_BAND
     ratios = []
     for samples in (before, after):
         power = np.abs(np.fft.rfft(samples)) ** 2
         hertz = np.fft.rfftfreq(len(samples), 1 / MODEL_RATE)
-        below = power[(hertz > low) & (hertz < high)].sum()
-        ratios.append(power[hertz > NARROWBAND_RATE / 2].sum() / below)
+        high, low = (
+            power[(hertz > first) & (hertz <= last)].sum()
+            for first, last in (band, _TELEPHONE_BAND)
+        )
+        ratios.append(high / low)
     return float(10 * np.log10(ratios[0] / ratios[1]))
-
-
-def _narrow(speech: np.ndarray) -> np.ndarray:
-    """Take out what effects put above 4 kHz: (S,) float at 16 kHz, S stays."""
-    narrow = resample(speech, MODEL_RATE, NARROWBAND_RATE)
-    return resample(narrow, NARROWBAND_RATE, MODEL_RATE)[: len(speech)]

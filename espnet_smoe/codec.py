@@ -1,6 +1,6 @@
 """Telephone codecs: what coding and decoding leave of a call.
 
-All of them run in libsndfile, in memory and one call at a time:
+They run in memory, one call at a time; AMR-NB in PyAV, all others in libsndfile:
 
 =======  ==============================  ============
 name     codec                           kbit/s
@@ -9,10 +9,11 @@ mulaw    ITU-T G.711 mu-law              64
 alaw     ITU-T G.711 A-law               64
 gsm      GSM 06.10 full rate             13.2
 opus     Opus (RFC 6716), variable rate  12 on average
+amr      AMR-NB (3GPP TS 26.071)         12.2
 =======  ==============================  ============
 
-AMR-NB is missing: libsndfile has none, and the wheels of PyAV, which had an encoder up
-to 17.0, have only the decoder left in 19.0.
+PyAV is an optional extra, ``espnet_smoe[amr]``: its releases 17 and 18 have an encoder
+of AMR-NB, release 19 has only the decoder.
 """
 
 from __future__ import annotations
@@ -38,18 +39,28 @@ _FORMATS = {
     "opus": ("OGG", "OPUS", _OPUS_LEVEL),
 }
 
-CODECS = tuple(_FORMATS)
+_AMR_ENCODER = "libopencore_amrnb"
+_AMR_BITS = 12_200  # a second
+_FULL_SCALE = 1 << 15  # of 16-bit samples
+_AMR_DELAY = 40  # samples: the 5 ms that the encoder looks ahead
+
+CODECS = (*_FORMATS, "amr")
 """Names that ``through_codec`` knows."""
 
 
 def check_codec(name: object) -> None:
-    """Refuse what is no name of a codec.
+    """Refuse what is no name of a codec, and AMR-NB where its encoder is missing.
 
     Raises:
-        ConfigError: names it and the known ones.
+        ConfigError: names the codec, and the known ones or the extra to install.
     """
     if name not in CODECS:
         raise ConfigError(f"unknown codec {name!r}; known: {', '.join(CODECS)}")
+    if name == "amr" and not _has_amr():
+        raise ConfigError(
+            f"codec 'amr' needs PyAV with the encoder {_AMR_ENCODER}: "
+            "pip install espnet_smoe[amr]"
+        )
 
 
 def through_codec(samples: np.ndarray, name: str) -> np.ndarray:
@@ -64,11 +75,15 @@ def through_codec(samples: np.ndarray, name: str) -> np.ndarray:
         of a codec is cut off. The same samples give the same result.
 
     Raises:
-        ConfigError: an unknown codec; lists the known ones.
+        ConfigError: as ``check_codec``.
     """
+    check_codec(name)
+    return _through_amr(samples) if name == "amr" else _through_file(samples, name)
+
+
+def _through_file(samples: np.ndarray, name: str) -> np.ndarray:
     import soundfile
 
-    check_codec(name)
     container, subtype, level = _FORMATS[name]
     file = io.BytesIO()
     soundfile.write(
@@ -86,3 +101,37 @@ def through_codec(samples: np.ndarray, name: str) -> np.ndarray:
         header = {"format": container, "subtype": subtype, "channels": 1}
         header["samplerate"] = NARROWBAND_RATE
     return soundfile.read(file, len(samples), dtype="int16", **header)[0]
+
+
+def _has_amr() -> bool:
+    try:
+        from av.codec import Codec, codec
+    except ImportError:
+        return False
+    try:
+        Codec(_AMR_ENCODER, "w")
+    except codec.UnknownCodecError:
+        return False
+    return True
+
+
+def _through_amr(samples: np.ndarray) -> np.ndarray:
+    import av
+
+    encoder = av.CodecContext.create(_AMR_ENCODER, "w")
+    encoder.format, encoder.bit_rate = "s16", _AMR_BITS
+    decoder = av.CodecContext.create("amrnb", "r")
+    for context in (encoder, decoder):
+        context.sample_rate, context.layout = NARROWBAND_RATE, "mono"
+    call = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+    call.sample_rate = NARROWBAND_RATE
+    # None: no more follows. The encoder then adds silence for what it looks ahead
+    packets = [packet for frame in (call, None) for packet in encoder.encode(frame)]
+    parts = [
+        frame.to_ndarray()[0]
+        for packet in (*packets, None)
+        for frame in decoder.decode(packet)
+    ]
+    heard = np.rint(np.concatenate(parts) * _FULL_SCALE)
+    heard = heard[_AMR_DELAY : _AMR_DELAY + len(samples)]
+    return heard.clip(-_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)

@@ -21,6 +21,7 @@ The format is Kaldi's (``segments``, ``utt2spk``) with ESPnet's ``utt2num_sample
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ from espnet_smoe.files import (
 
 __all__ = [
     "Utterance",
+    "call_seed",
     "fill_datadir",
     "load_dumped",
     "read_datadir",
@@ -109,6 +111,15 @@ class Utterance:
                 f"{self.id}: rate {self.fs} Hz and length {self.num_samples} samples "
                 "must be positive"
             )
+
+
+def call_seed(utt: str) -> int:
+    """Seed in [0, 2**32) of the telephone call of the utterance with that id.
+
+    >>> call_seed("tel-a") == call_seed("sp0.9-tel-a")
+    False
+    """
+    return int(hashlib.sha256(utt.encode()).hexdigest()[:8], 16)
 
 
 def write_datadir(path: Path, utterances: Iterable[Utterance]) -> None:

@@ -24,11 +24,19 @@ from espnet_smoe.audio import (
     MODEL_RATE,
     NARROWBAND_RATE,
     change_speed,
+    narrow_band,
     read_audio,
     to_model_rate,
 )
-from espnet_smoe.datadir import Utterance, fill_datadir, read_datadir, write_datadir
+from espnet_smoe.datadir import (
+    Utterance,
+    call_seed,
+    fill_datadir,
+    read_datadir,
+    write_datadir,
+)
 from espnet_smoe.files import write_atomically
+from espnet_smoe.guide import BANDWIDTH
 from espnet_smoe.progress import progress
 from espnet_smoe.telephone import TelephoneLine, through_telephone
 
@@ -39,6 +47,9 @@ log = logging.getLogger(__name__)
 _SHARD = 250  # utterances per ark
 _FULL_SCALE = 1 << 15  # of 16-bit samples
 _SPEEDS = (0.7, 1.4)  # slower, and wideband would no longer be wideband
+# Hz; the detector listens from 4.5 kHz on and needs 400 Hz of it: with less, nothing
+# tells a wideband copy from narrowband. 11.025 kHz at 0.9 has 4961 Hz.
+_LEAST_WIDE_BAND = 4_900
 
 
 class DumpError(ValueError):
@@ -49,7 +60,8 @@ def perturb_speed(in_dir: Path, out_dir: Path, factors: Sequence[float]) -> None
     """Write each utterance once per speed factor; audio changes when dumped.
 
     Ids and speakers of a copy start with ``sp<factor>-``; factor 1.0 keeps them.
-    Guides and texts stay. ``utt2num_samples`` is still that of the stored audio.
+    Guides and texts stay. ``utt2num_samples`` is still that of the stored audio. The
+    copy of a narrowband twin is a call of its own, with the seed of its id.
 
     Args:
         in_dir: data directory of stage 1.
@@ -57,7 +69,8 @@ def perturb_speed(in_dir: Path, out_dir: Path, factors: Sequence[float]) -> None
         factors: distinct, each in [0.7, 1.4]; below 1.0 is slower and lower.
 
     Raises:
-        DumpError: ``in_dir`` is missing or already perturbed, or a bad factor.
+        DumpError: ``in_dir`` is missing or already perturbed, a bad factor, or one
+            that leaves a slow wideband utterance no band above 4.5 kHz.
         DataDirError: ``in_dir`` is no data directory.
     """
     utterances = _read_stage(in_dir, out_dir, 1)
@@ -73,13 +86,42 @@ def perturb_speed(in_dir: Path, out_dir: Path, factors: Sequence[float]) -> None
     for utt in utterances:
         if utt.speed != 1.0:
             raise DumpError(f"{in_dir}: {utt.id} already has speed {utt.speed}")
+        _check_band(utt, min(factors))
     write_datadir(
         out_dir,
         (
-            replace(u, id=name + u.id, speaker=name + u.speaker, speed=float(factor))
+            _at_speed(u, name, float(factor))
             for name, factor in zip(names, factors, strict=True)
             for u in utterances
         ),
+    )
+
+
+def _check_band(utt: Utterance, factor: float) -> None:
+    """Refuse to slow wideband so much that its high band is gone."""
+    if factor >= 1.0 or utt.guides[BANDWIDTH] != "wb":
+        return
+    # wideband is sure to fill the band of 16 kHz, not that of a higher rate
+    band = factor * min(utt.fs, MODEL_RATE) / 2
+    if band < _LEAST_WIDE_BAND:
+        raise DumpError(
+            f"utterance {utt.id}: wideband of {utt.fs} Hz slowed by the factor "
+            f"{factor:g} ends at {band:.0f} Hz, expected {_LEAST_WIDE_BAND} Hz or "
+            "more: leave the factor out"
+        )
+
+
+def _at_speed(utt: Utterance, name: str, factor: float) -> Utterance:
+    """The copy whose id and speaker start with ``name``; without one, the original."""
+    if not name:
+        return utt
+    call = None if utt.telephone is None else call_seed(name + utt.id)
+    return replace(
+        utt,
+        id=name + utt.id,
+        speaker=name + utt.speaker,
+        speed=factor,
+        telephone=call,
     )
 
 
@@ -199,6 +241,9 @@ def _read_samples(utt: Utterance) -> np.ndarray:
             rng = np.random.default_rng(utt.telephone)
             call = through_telephone(samples, rate, TelephoneLine(), rng)
             samples, rate = call / np.float32(_FULL_SCALE), NARROWBAND_RATE
+        elif utt.speed != 1.0 and utt.guides[BANDWIDTH] == "nb":
+            # a fast copy has moved the telephone's band above 4 kHz
+            samples = narrow_band(samples, rate)
         samples = to_model_rate(samples, rate)
     except (ValueError, OSError) as error:
         raise DumpError(f"utterance {utt.id}: {error}") from error

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
-from espnet_smoe.mpeg import TAGS, walk_frames
+from espnet_smoe.mpeg import TAGS, frames_of
 
 __all__ = ["farthest_seek", "fault", "num_samples"]
 
@@ -54,7 +55,7 @@ def num_samples(raw, file) -> int:
         size, samples = _GSM_BLOCK
         return _chunks(raw, _order(raw))[0][b"data"][1] // size * samples
     if file.subtype == "MPEG_LAYER_III":
-        return min(file.frames, walk_frames(raw)[0])
+        return min(file.frames, frames_of(Path(file.name))[0])
     return file.frames
 
 
@@ -219,7 +220,7 @@ def _pages(raw) -> Iterator[_Page]:
 def _mp3(raw, file) -> str | None:
     if file.subtype != "MPEG_LAYER_III":
         return None
-    total, end, is_counted = walk_frames(raw)
+    total, end, is_counted = frames_of(Path(file.name))
     if end > len(raw):
         return _truncated(file)
     least = total - _MP3_TRIM if is_counted else total

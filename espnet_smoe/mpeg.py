@@ -7,7 +7,12 @@ Source: ISO 11172-3 and 13818-3, layer III.
 
 from __future__ import annotations
 
-__all__ = ["TAGS", "walk_frames"]
+import mmap
+import time
+from functools import lru_cache
+from pathlib import Path
+
+__all__ = ["TAGS", "frames_of", "walk_frames"]
 
 TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN", b"ID3")  # metadata behind the frames
 
@@ -23,6 +28,35 @@ _HERTZ = {
     0: (11_025, 12_000, 8_000),
 }
 _ABOUT = (b"Xing", b"Info", b"VBRI")  # a first frame with one of them has no sound
+
+_SETTLED = 2_000_000_000  # ns; no file system's clock has longer ticks
+_KEPT = 256  # files
+
+
+def frames_of(path: Path) -> tuple[int, int, bool]:
+    """What ``walk_frames`` returns for a file, which it walks once, not per segment.
+
+    The walk takes 0.1 s for half an hour. What is kept is of the file's identity, size
+    and time of change; a file changed within 2 s is not kept, since it could change
+    again without another time.
+    """
+    stat = path.stat()
+    if time.time_ns() - stat.st_mtime_ns < _SETTLED:
+        return _walk(path)
+    return _walk_settled(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(_KEPT)
+def _walk_settled(path: Path, *_identity: int) -> tuple[int, int, bool]:
+    return _walk(path)
+
+
+def _walk(path: Path) -> tuple[int, int, bool]:
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw,
+    ):
+        return walk_frames(raw)
 
 
 def walk_frames(raw) -> tuple[int, int, bool]:
@@ -41,7 +75,7 @@ def walk_frames(raw) -> tuple[int, int, bool]:
         place = 10 + (a << 21 | b << 14 | c << 7 | d)
     known: dict[bytes, tuple[int, int]] = {}  # most headers are alike
     about = any(mark in raw[place : place + 60] for mark in _ABOUT)
-    total = 0
+    total = first = 0
     while place + 4 <= len(raw):
         key = raw[place : place + 3]
         if key not in known:
@@ -51,9 +85,8 @@ def walk_frames(raw) -> tuple[int, int, bool]:
             break
         place += length
         total += samples
-    if about and total:
-        total -= samples
-    return total, place, about
+        first = first or samples
+    return total - first if about else total, place, about
 
 
 def _frame(header: bytes) -> tuple[int, int]:

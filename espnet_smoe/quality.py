@@ -37,6 +37,8 @@ def check_quality(samples: np.ndarray) -> list[str]:
         Sentences without a final stop, for a caller to put a name before; empty where
         nothing is wrong.
     """
+    if is_silent(samples):
+        return [f"silent: all samples are {samples[0]:g}"]
     found = []
     mean = float(samples.mean(dtype=float))
     rms = float(np.sqrt(np.square(samples, dtype=float).mean()))
@@ -56,7 +58,7 @@ def check_quality(samples: np.ndarray) -> list[str]:
         beyond = float(np.mean(np.abs(samples) > 1.0))
         found.append(
             f"too loud: {100 * beyond:.2g} % of the samples lie beyond full scale, up "
-            f"to {largest:.3g}; a dump clips them"
+            f"to {largest:.3g}, and are clipped"
         )
     return found
 

@@ -104,17 +104,13 @@ def read_cells(
     present = {f.name.removeprefix("text.") for f in decoded.glob("text.*")}
     present |= {t for u in utterances for t in u.texts}
     wanted = sorted(present if tasks is None else present & set(tasks))
-    given = _guides_given(decoded / "utt2bandwidth", utterances)
+    given = {u.id: u.guides[BANDWIDTH] for u in utterances}
+    if (path := decoded / "utt2bandwidth").exists():
+        given = read_table(path)
     cells: list[Cell] = []
     for task in wanted:
         cells += _task_cells(name, task, decoded / f"text.{task}", utterances, given)
     return cells
-
-
-def _guides_given(path: Path, utterances: Sequence[Utterance]) -> dict[str, str]:
-    """Utterance id -> bandwidth guide it was decoded with."""
-    true = {u.id: u.guides[BANDWIDTH] for u in utterances}
-    return {**true, **read_table(path)} if path.exists() else true
 
 
 def _task_cells(
@@ -136,6 +132,11 @@ def _task_cells(
         raise ScoreError(
             f"{path} has {len(extra)} hypotheses without a reference in set {name!r}: "
             f"{some_of(extra)}"
+        )
+    if unguided := sorted(set(referred) - set(given)):
+        raise ScoreError(
+            f"{path.with_name('utt2bandwidth')} lacks {len(unguided)} decoded "
+            f"utterances: {some_of(unguided)}"
         )
     kinds = {i: (u.guides[BANDWIDTH], given[i]) for i, u in sorted(referred.items())}
     for kind in sorted(set(kinds.values())):

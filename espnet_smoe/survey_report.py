@@ -35,7 +35,9 @@ _COLOURS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7")
 _BINS = 60
 
 
-def write_survey(datadir: Path, findings: Sequence[Finding], mode: str) -> None:
+def write_survey(
+    datadir: Path, findings: Sequence[Finding], mode: str, twins: int = 0
+) -> None:
     """Write ``datadir/survey``, log a line per split and a warning on conflicts.
 
     The folder appears complete or not at all.
@@ -43,6 +45,7 @@ def write_survey(datadir: Path, findings: Sequence[Finding], mode: str) -> None:
     Args:
         findings: at least one, in the order of the table.
         mode: of ``survey.MODES`` that they were made in.
+        twins: narrowband twins in the data directories; no finding is about one.
     """
     datadir = Path(datadir)
     splits: dict[str, list[Finding]] = {}
@@ -51,7 +54,7 @@ def write_survey(datadir: Path, findings: Sequence[Finding], mode: str) -> None:
     with write_atomically(datadir / FOLDER) as folder:
         rows = ("\t".join(row) + "\n" for row in (_COLUMNS, *map(_row, findings)))
         (folder / "bandwidth.tsv").write_text("".join(rows), encoding="utf-8")
-        text = "\n".join(_markdown(splits, mode)) + "\n"
+        text = "\n".join(_markdown(splits, mode, twins)) + "\n"
         (folder / "survey.md").write_text(text, encoding="utf-8")
         _draw(findings, folder / "scores.png")
     for split, part in splits.items():
@@ -115,7 +118,7 @@ def _summary(findings: Sequence[Finding]) -> str:
     return f"{total[1]} {total[0]}: {', '.join([*kinds, *named])}"
 
 
-def _markdown(splits: dict[str, list[Finding]], mode: str) -> Iterator[str]:
+def _markdown(splits: dict[str, list[Finding]], mode: str, twins: int) -> Iterator[str]:
     names = list(_counts([]))
     yield "# Survey of the corpus"
     yield ""
@@ -131,6 +134,8 @@ def _markdown(splits: dict[str, list[Finding]], mode: str) -> Iterator[str]:
     yield ""
     yield "unknown: the detector could not tell; relabelled: the label is not what was"
     yield "declared; conflicts: sounds unlike its label."
+    yield ""
+    yield f"Narrowband twins in the data directories, not counted above: {twins}."
     for split, part in splits.items():
         clashes = [f for f in part if f.conflict]
         yield from _listed(

@@ -15,6 +15,7 @@ from espnet_smoe.audio import (
     bandwidth_of_rate,
     change_speed,
     check_samples,
+    narrow_band,
     probe,
     read_audio,
     resample,
@@ -356,3 +357,24 @@ def test_speed_one_changes_nothing_and_odd_speeds_are_refused() -> None:
     for factor in (0.0, -1.0, 0.49, 2.1, float("nan")):
         with pytest.raises(AudioError, match=f"speed factor {factor}"):
             change_speed(tone, factor)
+
+
+@pytest.mark.parametrize("rate", [8_000, 9_001, 16_000, 44_100, 48_000])
+def test_narrow_band_takes_out_what_is_above_4_khz_and_only_that(rate):
+    hertz = [f for f in (500, 3_000, 4_100, 6_000, 12_000) if f < 0.45 * rate]
+    time = np.arange(rate - 3) / rate  # no whole number of periods of 8 kHz
+    tones = {f: 0.1 * np.sin(2 * np.pi * f * time).astype(np.float32) for f in hertz}
+    got = narrow_band(sum(tones.values()), rate)
+    assert (got.shape, got.dtype) == (time.shape, np.float32)
+    want = sum(tone for f, tone in tones.items() if f < 4_000)
+    inner = slice(rate // 8, -rate // 8)
+    np.testing.assert_allclose(got[inner], want[inner], atol=1e-3)
+    for samples in (want, want.astype(float)):
+        assert narrow_band(samples[:77], rate).shape == (77,)
+
+
+def test_narrow_band_refuses_what_is_no_audio():
+    with pytest.raises(AudioError, match="zero samples"):
+        narrow_band(np.zeros(0, np.float32), 16_000)
+    with pytest.raises(AudioError, match="7999 Hz is under"):
+        narrow_band(np.ones(9, np.float32), 7_999)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import soundfile
 from scipy.signal import lfilter
 
+from espnet_smoe import codec
 from espnet_smoe.codec import CODECS, through_codec
 from espnet_smoe.config import ConfigError
+from espnet_smoe.telephone import TelephoneLine
 
 RATE = 8_000
 EVERY_SAMPLE = np.arange(-32_768, 32_768).astype(np.int16)
@@ -89,7 +93,8 @@ def test_length_and_type_stay(name: str, samples: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "lowest"), [("mulaw", 35), ("alaw", 35), ("gsm", 15), ("opus", 8)]
+    ("name", "lowest"),
+    [("mulaw", 35), ("alaw", 35), ("gsm", 15), ("opus", 8), ("amr", 7)],
 )
 def test_no_codec_delays_the_call_and_all_resemble_it(name: str, lowest: float) -> None:
     call = voice(16_000).astype(float)
@@ -134,5 +139,71 @@ def test_opus_spends_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_codec_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="'amr'; known: mulaw, alaw, gsm, opus"):
-        through_codec(EVERY_SAMPLE, "amr")
+    with pytest.raises(ConfigError, match=r"'evs'; known: mulaw, .*, opus, amr"):
+        through_codec(EVERY_SAMPLE, "evs")
+
+
+AMR_MISSING = r"codec 'amr' needs .*pip install espnet_smoe\[amr\]"
+
+
+def test_amr_without_pyav_is_refused_at_once_and_the_rest_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [n for n in sys.modules if n.split(".")[0] == "av"] + ["av"]:
+        monkeypatch.setitem(sys.modules, name, None)  # cannot be imported
+    with pytest.raises(ConfigError, match=AMR_MISSING):
+        TelephoneLine(codecs=("mulaw", "amr"))
+    TelephoneLine()
+    for name in set(CODECS) - {"amr"}:
+        through_codec(voice(160), name)
+
+
+def test_amr_is_refused_where_pyav_has_only_the_decoder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(codec, "_AMR_ENCODER", "amrnb")  # what PyAV 19 has of it
+    with pytest.raises(ConfigError, match=AMR_MISSING):
+        TelephoneLine(codecs=("amr",))
+
+
+def test_amr_is_not_delayed_by_parts_of_a_period() -> None:
+    """Noise has no period to be mistaken by."""
+    noise = lfilter([1], [1, -1.2, 0.6], np.random.default_rng(0).normal(size=16_000))
+    call = noise / np.abs(noise).max() * 12_000
+    heard = through_codec(call.astype(np.int16), "amr").astype(float)
+    delays = range(-300, 301)
+    likeness = [np.dot(call[400:-400], heard[400 + d : d - 400]) for d in delays]
+    assert delays[int(np.argmax(likeness))] == 0
+
+
+def test_amr_spends_12_2_kilobits_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of 244 bits for 20 ms, in packets of 32 bytes with a header."""
+    import av
+
+    spent, create = [], av.CodecContext.create
+
+    class Weighed:
+        def __init__(self, context) -> None:
+            vars(self)["context"] = context
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.context, name)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            setattr(self.context, name, value)
+
+        def encode(self, frame) -> list:
+            packets = self.context.encode(frame)
+            spent.extend(packet.size for packet in packets)
+            return packets
+
+    def weigh(name: str, mode: str) -> object:
+        context = create(name, mode)
+        return Weighed(context) if mode == "w" else context
+
+    monkeypatch.setattr(
+        av, "CodecContext", type("Contexts", (), {"create": staticmethod(weigh)})
+    )
+    through_codec(voice(16_000), "amr")
+    assert set(spent) == {32}
+    assert len(spent) in (100, 101)

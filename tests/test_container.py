@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from espnet_smoe import mpeg
 from espnet_smoe.audio import AudioError, probe, read_audio
 
 RATE = 8_000
@@ -187,6 +190,58 @@ def test_an_mp3_without_a_count_of_frames(tmp_path: Path, mode, seconds) -> None
     for tag in (b"TAG" + bytes(125), b"APETAGEX" + bytes(24)):
         path.write_bytes(raw + tag)
         assert len(read_audio(path)[0]) == length
+
+
+@pytest.fixture
+def walks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A number for every walk over a file's frames, which goes on as it is."""
+    done: list[int] = []
+    walk = mpeg.walk_frames
+
+    def counted(raw) -> tuple[int, int, bool]:
+        done.append(len(raw))
+        return walk(raw)
+
+    monkeypatch.setattr(mpeg, "walk_frames", counted)
+    return done
+
+
+def test_many_segments_of_an_mp3_walk_its_frames_once(tmp_path: Path, walks) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, _wave(5 * RATE), RATE)
+    os.utime(path, (1e9, 1e9))
+    for start in range(4):
+        assert probe(path).num_samples == 5 * RATE
+        read_audio(path, segment=(start, start + 1))
+    assert len(walks) == 1
+
+
+@pytest.mark.parametrize("changed", ["time", "size", "file", "just now"])
+def test_an_mp3_that_changed_is_walked_again(tmp_path: Path, changed: str) -> None:
+    path, other = tmp_path / "a.mp3", tmp_path / "b.mp3"
+    soundfile.write(path, _wave(5 * RATE), RATE)
+    raw = path.read_bytes()
+    when = time.time_ns() if changed == "just now" else 10**18
+    os.utime(path, ns=(when, when))
+    probe(path)
+    damaged = raw[: len(raw) // 2] + bytes(len(raw) - len(raw) // 2)
+    if changed == "file":
+        other.write_bytes(damaged)
+        other.rename(path)
+    else:
+        path.write_bytes(raw[: len(raw) // 2] if changed == "size" else damaged)
+    when += changed == "time"
+    os.utime(path, ns=(when, when))
+    with pytest.raises(AudioError, match=r"a\.mp3: "):
+        probe(path)
+
+
+def test_metadata_behind_does_not_make_an_mp3_longer() -> None:
+    """The first frame, which only counts the others, is no sound with or without."""
+    raw = _stored("MP3", "MPEG_LAYER_III", 5 * RATE)
+    total, end, is_counted = mpeg.walk_frames(raw)
+    assert is_counted
+    assert mpeg.walk_frames(raw + b"TAG" + bytes(125)) == (total, end, True)
 
 
 @pytest.mark.parametrize(

@@ -299,6 +299,15 @@ def test_the_corpus_is_the_same_whatever_it_sounds_like(
     assert asked == (mode == "detect")
 
 
+def test_the_survey_comes_when_all_splits_are_there(tmp_path: Path) -> None:
+    # a file where the last split would be made: the run ends there
+    (tmp_path / ".test.tmp").write_text("x")
+    with pytest.raises(FileExistsError):
+        prepare_demo(tmp_path, (1, 1, 1), seed=5, nj=1, guides=GUIDES)
+    assert (tmp_path / "dev").exists()
+    assert not (tmp_path / "survey").exists()
+
+
 def test_another_seed_gives_another_corpus(corpus: Path, tmp_path: Path) -> None:
     prepare_demo(tmp_path, (4, 1, 1), seed=6, nj=1, guides=GUIDES)
     theirs = {r.english for r in plan(SIZES, seed=5)}

@@ -122,6 +122,34 @@ def test_files_of_the_same_name_in_two_folders_are_two_recordings(prepare, tmp_p
     assert utts[0].audio == str(tmp_path / "x y" / "a b.wav")
 
 
+def test_one_file_spelled_in_three_ways_is_one_recording(prepare, recordings):
+    (recordings / "wav").mkdir()
+    (recordings / "call.wav").rename(recordings / "wav/call.wav")
+    (recordings / "link.wav").symlink_to("wav/call.wav")
+    ways = {"a": "wav/call.wav", "b": "wav/../wav/call.wav", "c": "link.wav"}
+    spans = {"a": (0.0, 6.0), "b": (0.5, 0.53), "c": (1.0, 1.03)}
+    lines = [
+        entry(n, audio=ways[n], start=start, end=end)
+        for n, (start, end) in spans.items()
+    ]
+    utts = prepare(*lines, bandwidth="detect")["train"]
+    assert {u.audio for u in utts} == {str(recordings / "wav/call.wav")}
+    assert len({u.recording for u in utts}) == 1
+    assert labels(utts) == dict.fromkeys("abc", "nb")  # the short ones by the long
+    # but two files of one sound are two
+    (recordings / "copy.wav").write_bytes((recordings / "wav/call.wav").read_bytes())
+    lines[1]["audio"] = "copy.wav"
+    found = labels(prepare(*lines, bandwidth="detect")["train"])
+    assert found == {"a": "nb", "b": "wb", "c": "nb"}
+
+
+def test_links_in_a_circle_are_a_missing_file(prepare, tmp_path):
+    for one, other in (("x.wav", "y.wav"), ("y.wav", "x.wav")):
+        (tmp_path / one).symlink_to(other)
+    with pytest.raises(ManifestError, match=r"line 1 \(a\): .*missing"):
+        prepare(entry(audio="x.wav"))
+
+
 def test_a_further_axis_of_the_guides_is_a_key_of_the_line(prepare):
     conf = {"language": ["en", "fr"], "bandwidth": ["nb", "wb"], "task": ["asr"]}
     guides = GuideTable.from_mapping(conf)
@@ -270,6 +298,26 @@ def test_a_late_mistake_leaves_the_old_data_as_it_was(prepare, tmp_path):
     assert [u.id for u in read_datadir(tmp_path / "data/train")] == ["old"]
 
 
+def test_a_new_survey_never_stands_beside_old_labels(prepare, tmp_path):
+    def survey():
+        return (tmp_path / "data/survey/bandwidth.tsv").read_text()
+
+    splits = {"splits": ("train", "dev")}
+    prepare(entry("old"), entry("dev", split="dev"), **splits)
+    before = survey()
+    # a file where the last split would be made: the run ends there
+    stopper = tmp_path / "data/.dev.tmp"
+    stopper.write_text("x")
+    lines = entry("new"), entry("dev", split="dev", bandwidth="nb")
+    with pytest.raises(FileExistsError):
+        prepare(*lines, **splits)
+    assert labels(read_datadir(tmp_path / "data/dev")) == {"dev": "wb"}
+    assert survey() == before
+    stopper.unlink()
+    assert labels(prepare(*lines, **splits)["dev"]) == {"dev": "nb"}
+    assert "new" in survey()
+
+
 @pytest.mark.parametrize("splits", [(), ("train", "train"), ("../x",), ("",)])
 def test_splits_that_are_no_folder_names_are_refused(prepare, splits):
     with pytest.raises(ManifestError, match="splits must be"):
@@ -394,6 +442,32 @@ def test_a_bandwidth_heard_that_the_model_lacks_is_a_mistake(prepare, recordings
         prepare(line, guides=guides, bandwidth="detect")
 
 
+def test_a_label_of_the_rate_is_never_blamed_on_the_sound(prepare, recordings):
+    guides = GuideTable.from_mapping({"bandwidth": ["nb"], "task": ["asr"]})
+    line = entry(audio="wide.wav")  # sounds like what its rate says
+    for mode in ("header", "check"):
+        with pytest.raises(ManifestError, match=r"\(a\): 16000 Hz means .*'wb'"):
+            prepare(line, guides=guides, bandwidth=mode)
+    with pytest.raises(ManifestError, match=r"\(a\): its sound means .*'wb'"):
+        prepare(line, guides=guides, bandwidth="detect")
+    line = entry(audio="short.wav")  # nobody can tell: the rate is heeded
+    with pytest.raises(ManifestError, match=r"\(a\): 16000 Hz means .*'wb'"):
+        prepare(line, guides=guides, bandwidth="detect")
+
+
+@pytest.mark.parametrize("mode", ["header", "check", "detect"])
+def test_a_file_of_8_khz_cannot_be_called_wideband(prepare, tmp_path, mode):
+    for rate in (8000, 8001):
+        write_wav(tmp_path / f"{rate}.wav", rate=rate)
+    lines = [entry(f"u{r}", audio=f"{r}.wav", bandwidth="wb") for r in (8001, 8000)]
+    with pytest.raises(ManifestError, match=r"line 2 \(u8000\): .*'wb'.* 8000 Hz"):
+        prepare(*lines, bandwidth=mode)
+    assert not (tmp_path / "data").exists()
+    lines[1]["bandwidth"] = "nb"
+    found = labels(prepare(*lines, bandwidth=mode)["train"])
+    assert found == {"u8000": "nb", "u8001": "wb"}
+
+
 def test_a_silent_channel_names_the_one_that_is_not(prepare, tmp_path):
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, 8000)
     channels = np.stack([noise, np.zeros(8000), np.full(8000, 0.1), noise], 1)
@@ -489,6 +563,43 @@ def test_an_id_that_is_that_of_a_twin_is_a_mistake(prepare):
         prepare(*lines, narrowband_twins=True)
 
 
+def test_a_speaker_that_is_that_of_a_twin_is_a_mistake(prepare):
+    lines = [
+        entry("a", speaker="ann"),
+        entry("b", speaker="bob"),
+        entry("c", speaker="tel-ann"),
+        entry("tel-bob"),
+    ]
+    assert len(prepare(*lines)["train"]) == 4
+    with pytest.raises(ManifestError) as error:
+        prepare(*lines, narrowband_twins=True)
+    head, *reasons = str(error.value).splitlines()
+    assert "2 mistakes" in head
+    assert "line 3 (c): the speaker tel-ann" in reasons[0]
+    assert "line 1 (ann)" in reasons[0]
+    assert "line 4 (tel-bob): the speaker tel-bob" in reasons[1]
+    assert "line 2 (bob)" in reasons[1]
+
+
+def test_a_twins_id_that_is_also_its_speaker_is_one_mistake(prepare):
+    with pytest.raises(ManifestError, match=r"1 mistake, .*\n.*the id tel-a "):
+        prepare(entry("a"), entry("tel-a"), narrowband_twins=True)
+
+
+def test_the_survey_counts_the_twins(prepare, recordings):
+    lines = [
+        *(entry(f"u{k}", audio="wide.wav", start=k, end=k + 2) for k in range(3)),
+        entry("d", audio="wide.wav", split="dev"),
+        entry("n", audio="wide.wav", split="dev", bandwidth="nb"),
+    ]
+    for twins in (True, False):
+        sets = prepare(*lines, splits=("train", "dev"), narrowband_twins=twins)
+        made = [u for s in sets.values() for u in s if u.telephone is not None]
+        assert len(made) == 4 * twins
+        text = (recordings / "data/survey/survey.md").read_text()
+        assert f"not counted above: {len(made)}." in text
+
+
 def test_twins_of_a_model_without_narrowband_are_refused(prepare):
     guides = GuideTable.from_mapping({"bandwidth": ["wb"], "task": ["asr"]})
     with pytest.raises(ManifestError, match=r"need the bandwidth guide 'nb'.* wb"):
@@ -549,6 +660,12 @@ def test_a_value_that_there_is_not_is_wrong_usage(tmp_path, option):
             None,
             "has a telephone half",
             id="demo-twins",
+        ),
+        pytest.param(
+            ("--corpus", "demo", "--manifest", "", "--bandwidth", "detect"),
+            None,
+            "the demo corpus knows its bandwidths: --bandwidth check or header",
+            id="demo-detect",
         ),
     ],
 )

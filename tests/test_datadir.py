@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from espnet_smoe.datadir import Utterance, read_datadir, write_datadir
+from espnet_smoe.datadir import Utterance, call_seed, read_datadir, write_datadir
 from espnet_smoe.files import DataDirError, read_table, write_atomically, write_table
 
 
@@ -229,3 +229,12 @@ def test_utterances_compare_by_what_is_stored():
     assert replace(utterance(), recording="r") == utterance()
     assert replace(utterance(), speed=0.9) != utterance()
     assert replace(utterance(), telephone=0) != utterance()
+
+
+def test_ids_have_call_seeds_of_their_own_that_never_change():
+    seeds = [call_seed(f"{p}tel-{k}") for p in ("", "sp0.9-") for k in range(500)]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 1 << 32 for seed in seeds)
+    assert utterance(telephone=max(seeds)).telephone == max(seeds)
+    # of SHA-256, not of Python's hash, which differs from run to run
+    assert call_seed("abc") == 0xBA7816BF

@@ -11,9 +11,9 @@ import pytest
 import soundfile
 
 from espnet_smoe import dump as stages
-from espnet_smoe.audio import change_speed, read_audio, to_model_rate
+from espnet_smoe.audio import change_speed, narrow_band, read_audio, to_model_rate
 from espnet_smoe.bin import smoe_dump, smoe_filter, smoe_perturb_speed
-from espnet_smoe.datadir import Utterance, read_datadir, write_datadir
+from espnet_smoe.datadir import Utterance, call_seed, read_datadir, write_datadir
 from espnet_smoe.dump import DumpError, dump, filter_by_length, perturb_speed
 from espnet_smoe.files import read_table
 from espnet_smoe.telephone import TelephoneLine, through_telephone
@@ -231,9 +231,80 @@ def test_speed_comes_before_the_telephone(calls, tmp_path):
     perturb_speed(calls, tmp_path / "train_sp", [0.9])
     dump(tmp_path / "train_sp", tmp_path / "org", nj=1)
     samples, rate = read_audio(str(calls.parent / "b.wav"))
-    want = call_of(change_speed(samples, 0.9), rate, 1)
+    want = call_of(change_speed(samples, 0.9), rate, call_seed("sp0.9-tel-b"))
     got = load(tmp_path / "org")["sp0.9-tel-b"][1]
     np.testing.assert_array_equal(got / np.float32(32768), want)
+
+
+def test_each_copy_of_a_twin_is_a_call_of_its_own(calls, tmp_path):
+    seeds = {u.id: u.telephone for u in read_datadir(calls)}
+    for out in ("once_sp", "again_sp"):
+        perturb_speed(calls, tmp_path / out, [0.9, 1.0, 1.1])
+        copies = {u.id: u.telephone for u in read_datadir(tmp_path / out)}
+        for name in RATES:
+            assert copies[f"tel-{name}"] == seeds[f"tel-{name}"]
+            assert copies[f"sp0.9-{name}"] is None
+            for prefix in ("sp0.9-tel-", "sp1.1-tel-"):
+                assert copies[prefix + name] == call_seed(prefix + name)
+    drawn = [seed for seed in copies.values() if seed is not None]
+    assert len(set(drawn)) == len(drawn) == 3 * len(RATES)
+
+
+def power(samples, low, high):
+    """Mean power per frequency of 16 kHz samples between two frequencies (Hz), dB."""
+    faded = samples * np.hanning(len(samples))  # no step at the ends
+    powers = np.abs(np.fft.rfft(faded)) ** 2
+    hertz = np.fft.rfftfreq(len(samples), 1 / 16_000)
+    return 10 * np.log10(powers[(low <= hertz) & (hertz < high)].mean() + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rate", "factor", "end"),
+    [
+        *((16_000, 0.7, None), (44_100, 0.7, None), (14_000, 0.7, None)),
+        *((11_025, 0.9, None), (10_000, 1.1, None), (9_000, 1.0, None)),
+        *((13_900, 0.7, 4865), (11_025, 0.85, 4686), (12_000, 0.8, 4800)),
+    ],
+)
+def test_slow_wideband_keeps_a_high_band_or_is_refused(tmp_path, rate, factor, end):
+    utt = make_utterance(tmp_path, "x", rate, 2.0)
+    write_datadir(tmp_path / "train", [utt])
+    slow = to_model_rate(change_speed(read_audio(utt.audio)[0], factor), rate)
+    # what the detector hears of the least high band that it listens to
+    left = power(slow, 4500, 4900) - power(slow, 1000, 4000)
+    if end is None:
+        assert left > -5 or factor >= 1
+        perturb_speed(tmp_path / "train", tmp_path / "train_sp", [1.4, factor])
+        return
+    assert left < -5
+    named = rf"x: .*{rate} Hz .*{factor} ends at {end} Hz, expected 4900 Hz"
+    with pytest.raises(DumpError, match=named):
+        perturb_speed(tmp_path / "train", tmp_path / "train_sp", [1.4, factor])
+    assert not (tmp_path / "train_sp").exists()
+    write_datadir(tmp_path / "train", [replace(utt, guides={"bandwidth": "nb"})])
+    perturb_speed(tmp_path / "train", tmp_path / "train_sp", [1.4, factor])
+
+
+@pytest.mark.parametrize("rate", [9_000, 16_000, 44_100])
+def test_narrowband_played_faster_stays_below_4_khz(tmp_path, rate):
+    utt = make_utterance(tmp_path, "x", rate, 2.0, guides={"bandwidth": "nb"})
+    call = narrow_band(read_audio(utt.audio)[0], rate)
+    soundfile.write(utt.audio, call, rate, subtype="FLOAT")
+    write_datadir(tmp_path / "train", [utt])
+    perturb_speed(tmp_path / "train", tmp_path / "train_sp", [0.9, 1.0, 1.4])
+    dump(tmp_path / "train_sp", tmp_path / "org", nj=1)
+    stored = {i: x.astype(float) for i, (_, x) in load(tmp_path / "org").items()}
+    for name, factor in {"sp0.9-x": 0.9, "x": 1.0, "sp1.4-x": 1.4}.items():
+        got = stored[name]
+        assert abs(len(got) - 2.0 * 16_000 / factor) <= 2
+        # the grid of 16 bits is at -70 dB
+        assert power(got, 4050, 8000) < power(got, 500, 3000) - 60
+    fast = to_model_rate(change_speed(call, 1.4), rate)
+    assert power(fast, 4050, 4400) > power(fast, 500, 3000) - 60  # without a filter
+    # what was there below stays as it was
+    below = slice(round(500 * 2 / 1.4), round(3500 * 2 / 1.4))
+    was, now = (np.fft.rfft(x)[below] for x in (fast * 32768, stored["sp1.4-x"]))
+    assert np.abs(was - now).max() < 0.01 * np.abs(was).max()
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,7 @@ def test_auto_bandwidth_of_silence_is_the_rates_with_a_warning(
     nbest = s2t(path, bandwidth="auto")
     assert s2t.model.token_list[int(nbest[0][3].yseq[1])] == "<wb>"
     assert f"{path}: bandwidth unknown (no speech: silence)" in caplog.text
+    assert f"{path}: silent: all samples are 0" in caplog.text
     with pytest.raises(AudioError, match="say the bandwidth"):
         s2t(np.zeros(11025, np.float32), fs=11025, bandwidth="auto")
 

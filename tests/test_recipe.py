@@ -154,6 +154,55 @@ def test_some_tasks_are_decoded_and_scored_alone(chain):
     assert {row["task"] for row in json.loads(scores.read_text())["rows"]} == {"asr"}
 
 
+def test_twins_are_dumped_and_a_wrong_guide_is_scored(chain, tmp_path):
+    folder, _ = chain
+    texts = dict(
+        line.split(maxsplit=1)
+        for line in (folder / "data/test/text.asr").read_text("utf-8").splitlines()
+    )
+    lines = [
+        {
+            "id": f"{split}-{utt}",
+            "audio": str(folder / f"data/demo_audio/test/{utt}.wav"),
+            "split": split,
+            "texts": {"asr": text},
+        }
+        for split in ("train", "dev", "test")
+        for utt, text in texts.items()
+    ]
+    manifest = tmp_path / "two.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # the manifest's dump, decoded with the model of the demo corpus
+    options = [
+        *("--corpus", "manifest", "--manifest", str(manifest), "--nj", "2"),
+        *("--narrowband_twins", "true", "--force_bandwidths", "nb wb"),
+        *("--train_config", "conf/demo/train_smoe.yaml", "--expdir", f"{folder}/exp"),
+        *("--inference_config", "conf/demo/decode.yaml", "--inference_nj", "1"),
+        *("--smoe_tag", "demo", "--inference_tag", "forced"),
+        *("--inference_args", "--tasks asr", "--speed_perturb_factors", "1.0 1.1"),
+    ]
+    for first, last in (("1", "4"), ("12", "13")):
+        done = run(tmp_path, *options, "--stage", first, "--stop_stage", last)
+        assert done.returncode == 0, done.stderr
+
+    bands = (folder / "data/test/utt2bandwidth").read_text("utf-8").splitlines()
+    wide = {line.split()[0] for line in bands if line.endswith(" wb")}
+    assert wide
+    for part, prefixes in {
+        "dev": [""], "test": [""], "train_sp": ["", "sp1.1-"],
+    }.items():  # fmt: skip
+        table = (tmp_path / "dump/raw" / part / "utt2bandwidth").read_text("utf-8")
+        guides = dict(line.split() for line in table.splitlines())
+        split = part.removesuffix("_sp")
+        twins = {f"{p}tel-{split}-{u}" for p in prefixes for u in wide}
+        assert {u for u in guides if "tel-" in u} == twins
+        assert {guides[u] for u in twins} == {"nb"}
+        assert len(guides) == len(prefixes) * (len(texts) + len(wide))
+    scores = json.loads((folder / "exp/smoe_demo/forced/scores.json").read_text())
+    cells = {(r["task"], r["bandwidth"], r["guide"]) for r in scores["rows"]}
+    assert cells == {("asr", b, g) for b in ("nb", "wb") for g in ("nb", "wb")}
+
+
 def test_early_stages_rerun_with_the_same_result(chain):
     folder, _ = chain
     kept = ["dump/raw/train_sp/utt2num_samples", "data/token_list/bpe100/tokens.txt"]
@@ -262,6 +311,7 @@ def test_a_stage_without_its_input_names_the_stage_that_makes_it(
         (["--corpus", "manifest", "--manifest", "no/such.jsonl"], "no/such.jsonl"),
         (["--corpus", "nothing"], "unknown corpus 'nothing'"),
         (["--train_config", "no/such.yaml"], "no/such.yaml"),
+        (["--bandwidth", "detect"], "the demo corpus knows its bandwidths"),
         (["--num_nodes", "2"], "needs cmd_backend slurm or sge"),
         (["--python", "/no/such/python"], "run 'make install'"),
     ],
@@ -311,6 +361,8 @@ def test_a_cluster_script_gets_options_log_and_command(tmp_path):
 
 
 DENSE = ["--train_config", "conf/demo/train_dense.yaml"]
+DETECT = ["--bandwidth", "detect"]
+TWINS = ["--narrowband_twins", "true"]
 
 
 @pytest.mark.parametrize(
@@ -329,6 +381,11 @@ DENSE = ["--train_config", "conf/demo/train_dense.yaml"]
         (MANIFEST, "manifest_may_7_train_smoe"),
         ([*MANIFEST, *DENSE], "manifest_may_7_train_dense"),
         ([*MANIFEST, "--smoe_tag", "mine"], "mine"),
+        ([*MANIFEST, *DETECT], "manifest_may_7_detect_train_smoe"),
+        ([*MANIFEST, *TWINS], "manifest_may_7_twins_train_smoe"),
+        ([*MANIFEST, *TWINS, *DETECT], "manifest_may_7_detect_twins_train_smoe"),
+        ([*MANIFEST, "--bandwidth", "header"], "manifest_may_7_train_smoe"),
+        ([*MANIFEST, "--narrowband_twins=false"], "manifest_may_7_train_smoe"),
     ],
 )
 def test_what_was_trained_otherwise_is_another_experiment(tmp_path, options, name):
@@ -365,6 +422,10 @@ def test_another_corpus_has_other_data_and_statistics(tmp_path):
     assert f"audio of data/{may} at 16 kHz -> dump/{may}/raw" in said(3, *MANIFEST)
     assert said(10, *MANIFEST, "--nbpe", "300").endswith(
         f"dump/{may}/raw/dev -> exp/smoe_stats_{may}_bpe300"
+    )
+    other = f"{may}_detect_twins"
+    assert f"audio of data/{other} at 16 kHz -> dump/{other}/raw" in said(
+        3, *MANIFEST, *DETECT, *TWINS
     )
     mine = [*MANIFEST, "--dumpdir", "mine"]
     assert f"texts of mine/raw/train -> data/{may}/token_list" in said(5, *mine)

@@ -265,6 +265,14 @@ def test_a_forced_decoding_that_was_not_forced_is_refused(decoded, capsys):
     assert "every utterance decoded as wb, got nb" in capsys.readouterr().err
 
 
+def test_an_utterance_without_the_guide_it_was_decoded_with_is_refused(decoded, capsys):
+    ids = [u.id for u in read_datadir(decoded / "dump/raw/test")]
+    path = decoded / "exp/decode/test/utt2bandwidth"
+    write_table(path, dict.fromkeys(ids[1:], "nb"))
+    assert run_main(decoded) == 1
+    assert f"{path} lacks 1 decoded utterances: {ids[0]}" in capsys.readouterr().err
+
+
 def test_cell_scores_are_those_of_the_texts_of_the_cell(decoded):
     assert run_main(decoded) == 0
     rows = {(r["task"], r["bandwidth"], r["metric"]): r for r in rows_of(decoded)}

@@ -256,6 +256,16 @@ def test_the_summary_counts_each_utterance_once_and_lists_twenty(tmp_path) -> No
     assert "| train | 16000 | wb | 0.00 | 1 | 1 | 0 | 0 | 1 |" in text
 
 
+def test_the_summary_says_how_many_twins_it_leaves_out(tmp_path) -> None:
+    findings = judge(many(), "check")
+    for twins in (0, 17):
+        write_survey(tmp_path / str(twins), findings, "check", twins)
+        text = (tmp_path / str(twins) / "survey/survey.md").read_text()
+        assert f"twins in the data directories, not counted above: {twins}." in text
+    tables = [(tmp_path / n / "survey/bandwidth.tsv").read_bytes() for n in ("0", "17")]
+    assert tables[0] == tables[1]
+
+
 def test_the_chart_is_a_png_of_scores_or_not_there(tmp_path) -> None:
     write_survey(tmp_path / "a", judge(many(), "check"), "check")
     assert (tmp_path / "a/survey/scores.png").read_bytes()[:4] == b"\x89PNG"

@@ -263,7 +263,7 @@ def test_a_line_is_read_from_yaml() -> None:
         ({"snr_db": [1, 2, 3]}, "snr_db must be a range"),
         ({"codecs": "gsm"}, "codecs must be a list of codecs, got 'gsm'"),
         ({"codecs": []}, "codecs must be a list of codecs"),
-        ({"codecs": ["gsm", "amr"]}, "unknown codec 'amr'; known: mulaw"),
+        ({"codecs": ["gsm", "evs"]}, "unknown codec 'evs'; known: mulaw"),
         ({"packet_loss": [0, 1]}, "packet_loss .*high < 1, got"),
         ({"packet_loss": [-0.1, 0.1]}, "packet_loss .*0 <= low"),
         ([1], "telephone must map option names"),

@@ -48,7 +48,8 @@ def get_parser() -> argparse.ArgumentParser:
         choices=MODES,
         default="check",
         help="label by the native rate (header), by the sound (detect), or by the rate "
-        "with a report of what sounds otherwise (check); a manifest's key wins",
+        "with a report of what sounds otherwise (check); a manifest's key wins, "
+        "and the demo corpus, which knows its labels, takes no detect",
     )
     parser.add_argument(
         "--narrowband_twins",
@@ -70,6 +71,10 @@ def _prepare(args: argparse.Namespace) -> None:
     twins = args.narrowband_twins == "true"
     if twins and args.corpus == "demo":
         raise ValueError("the demo corpus has a telephone half: no --narrowband_twins")
+    if args.bandwidth == "detect" and args.corpus == "demo":
+        raise ValueError(
+            "the demo corpus knows its bandwidths: --bandwidth check or header"
+        )
     guides = read_guides(args.train_config)
     if args.corpus == "manifest":
         from espnet_smoe.corpora.manifest import prepare_manifest

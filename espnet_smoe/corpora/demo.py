@@ -106,11 +106,12 @@ def prepare_demo(
             _record_all(recorder, readings, nj), len(readings), "demo corpus"
         ):
             recorded.update(done)
-    write_survey(datadir, judge(_entries(readings, recorded), bandwidth), bandwidth)
     for split in SPLITS:
         part = [r for r in readings if r.split == split]
         write_datadir(datadir / split, _utterances(part, recorded, final / split))
         log.info("%s: %d sentences", datadir / split, len(part))
+    # last: it never tells of data directories that are not there yet
+    write_survey(datadir, judge(_entries(readings, recorded), bandwidth), bandwidth)
 
 
 def _check(guides: GuideTable, sizes: Sequence[int], nj: int) -> None:

@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from espnet_smoe.audio import NARROWBAND_RATE
 from espnet_smoe.corpora.manifest_audio import LineAudio, read_all_audio
 from espnet_smoe.corpora.manifest_lines import (
     KEYS,
@@ -33,7 +34,7 @@ from espnet_smoe.corpora.manifest_lines import (
     nonblank_lines,
     parse_line,
 )
-from espnet_smoe.corpora.twins import twin_id, with_narrowband_twins
+from espnet_smoe.corpora.twins import twin_name, with_narrowband_twins
 from espnet_smoe.datadir import Utterance, write_datadir
 from espnet_smoe.guide import BANDWIDTH, GuideTable
 from espnet_smoe.survey import Entry, Finding, check_mode, judge
@@ -128,7 +129,7 @@ def prepare_manifest(
         if reason := _label_fault(finding, bandwidth, guides):
             mistakes.add(number, finding.entry.id, reason)
     mistakes.raise_if_any(manifest)
-    write_survey(datadir, list(findings.values()), bandwidth)
+    twins = 0
     ids = {line["id"] for line in lines.values()}
     for split in splits:
         chosen = [
@@ -138,10 +139,14 @@ def prepare_manifest(
         ]
         paired = list(with_narrowband_twins(chosen)) if narrowband_twins else chosen
         write_datadir(datadir / split, paired)
+        added = len(paired) - len(chosen)
+        twins += added
         log.info(
             "%s: %d utterances and %d narrowband twins",
-            *(datadir / split, len(chosen), len(paired) - len(chosen)),
+            *(datadir / split, len(chosen), added),
         )
+    # last: it never tells of data directories that are not there yet
+    write_survey(datadir, list(findings.values()), bandwidth, twins)
 
 
 def _check_splits(splits: Sequence[str]) -> None:
@@ -199,12 +204,26 @@ def _read_lines(
 
 
 def _check_twins(lines: Mapping[int, dict], mistakes: _Mistakes) -> None:
-    """No utterance may have the id of another one's twin."""
-    numbers = {line["id"]: number for number, line in lines.items()}
-    for utt, number in numbers.items():
-        if twin_id(utt) in numbers:
-            reason = f"the id is that of the narrowband twin of line {number} ({utt})"
-            mistakes.add(numbers[twin_id(utt)], twin_id(utt), reason)
+    """No utterance may have the id, or the speaker, of another one's twin."""
+    ids = {line["id"]: number for number, line in lines.items()}
+    speakers: dict[str, int] = {}
+    for number, line in lines.items():
+        speakers.setdefault(_speaker(line), number)
+    named: set[int] = set()  # once: the speaker may be the id
+    for what, numbers in (("id", ids), ("speaker", speakers)):
+        for name, number in numbers.items():
+            clash = numbers.get(twin_name(name))
+            if clash is not None and clash not in named:
+                named.add(clash)
+                reason = (
+                    f"the {what} {twin_name(name)} is that of the narrowband twin of "
+                    f"line {number} ({name})"
+                )
+                mistakes.add(clash, lines[clash]["id"], reason)
+
+
+def _speaker(line: Mapping) -> str:
+    return line.get("speaker", line["id"])
 
 
 def _entry(line: Mapping, audio: LineAudio) -> Entry:
@@ -221,10 +240,16 @@ def _entry(line: Mapping, audio: LineAudio) -> Entry:
 def _label_fault(finding: Finding, mode: str, guides: GuideTable) -> str | None:
     """Why a label cannot be used, as a sentence; None = it can."""
     rate = finding.entry.rate
+    if rate == NARROWBAND_RATE and finding.entry.word == "wb":
+        return (
+            f"\"bandwidth\" is 'wb', but a file of {rate} Hz holds nothing above "
+            f"{rate // 2} Hz"
+        )
     if finding.label in guides.bandwidths:
         return None
     if finding.label is not None:
-        source = "its sound" if finding.label == finding.detected else f"{rate} Hz"
+        heard = mode == "detect" and finding.label == finding.detected
+        source = "its sound" if heard else f"{rate} Hz"
         return (
             f"{source} means bandwidth {finding.label!r}, which the model does not "
             f"have; known: {', '.join(guides.bandwidths)}"
@@ -243,7 +268,7 @@ def _utterance(
     return Utterance(
         id=line["id"],
         audio=str(audio.path),
-        speaker=line.get("speaker", line["id"]),
+        speaker=_speaker(line),
         fs=audio.rate,
         num_samples=audio.num_samples,
         guides={**facts, BANDWIDTH: bandwidth},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ class LineAudio:
     """What is known of the audio of one line.
 
     Args:
-        path: of the file, absolute.
+        path: of the file, absolute, the same however the line spells it.
         rate: native rate, Hz.
         num_samples: from the line's start to its end, at that rate.
         segment: (start, end) in the file, seconds; None = the whole file.
@@ -62,7 +63,8 @@ def read_all_audio(
 
 def _read(line: Mapping, folder: Path, mode: str) -> LineAudio:
     """Read the audio of a line once, from its start to its end."""
-    path = (folder / line["audio"]).absolute()
+    # Path.resolve does not take links in a circle for a missing file
+    path = Path(os.path.realpath(folder / line["audio"]))
     info = probe(path)
     segment, channel = None, line.get("channel")
     if "start" in line or "end" in line:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from espnet_smoe.datadir import Utterance
+from espnet_smoe.datadir import Utterance, call_seed
 from espnet_smoe.guide import BANDWIDTH
 
-__all__ = ["twin_id", "with_narrowband_twins"]
+__all__ = ["twin_name", "with_narrowband_twins"]
 
 _PREFIX = "tel-"
 
 
-def twin_id(utt: str) -> str:
-    """Id of the twin of an utterance.
+def twin_name(name: str) -> str:
+    """Id, or speaker, of the twin of an utterance of that id, or speaker.
 
-    >>> twin_id("call7-0012")
+    >>> twin_name("call7-0012")
     'tel-call7-0012'
     """
-    return _PREFIX + utt
+    return _PREFIX + name
 
 
 def with_narrowband_twins(utterances: Iterable[Utterance]) -> Iterator[Utterance]:
@@ -33,11 +32,11 @@ def with_narrowband_twins(utterances: Iterable[Utterance]) -> Iterator[Utterance
     for utt in utterances:
         yield utt
         if utt.guides[BANDWIDTH] == "wb":
-            name = twin_id(utt.id)
+            name = twin_name(utt.id)
             yield replace(
                 utt,
                 id=name,
-                speaker=_PREFIX + utt.speaker,
+                speaker=twin_name(utt.speaker),
                 guides={**utt.guides, BANDWIDTH: "nb"},
-                telephone=int(hashlib.sha256(name.encode()).hexdigest()[:8], 16),
+                telephone=call_seed(name),
             )
