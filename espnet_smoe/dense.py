@@ -123,11 +123,21 @@ expert=2)
 
 
 def expert_maps(conf: Mapping[str, Any]) -> dict[str, ExpertMap]:
-    """Which experts of the encoder and decoder of a training config serve whom."""
+    """Which experts of the encoder and decoder of a training config serve whom.
+
+    Raises:
+        SurgeryError: experts behind a learned gate or beside a shared one.
+    """
     guides = GuideTable.from_mapping(conf["guides"])
     maps = {}
     for stack in ("encoder", "decoder"):
         experts = conf[f"{stack}_conf"].get("experts")
+        for key in ("gate", "shared"):
+            if experts and experts.get(key):
+                raise SurgeryError(
+                    f"{stack}_conf.experts.{key} {experts[key]!r}: its experts are no "
+                    "dense model's FFNs; expected experts with an axis alone"
+                )
         maps[stack] = (
             ExpertMap((), {(): 0})
             if experts is None
@@ -142,8 +152,16 @@ def stock_options(part: str, conf: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         part: ``encoder``, ``decoder`` or ``frontend``.
         conf: our ``<part>_conf``.
+
+    Raises:
+        SurgeryError: it asks for what the host's module does not have.
     """
     options = {**_defaults(_OURS[part]), **_FIXED[part], **conf}
+    if axes := options.pop("guide_embedding", None):
+        raise SurgeryError(
+            f"{part}_conf.guide_embedding {list(axes)}: a dense model of the host has "
+            "no such embedding"
+        )
     options = {k: v for k, v in options.items() if k not in _NOT_OPTIONS}
     return _rate_in_hz(options)
 

@@ -333,8 +333,10 @@ def check_recorded(run: Run) -> None:
 
 
 def _same(key: str, recorded: Any, wanted: Any) -> bool:
-    if key in _COMPLETED and isinstance(recorded, dict):
-        recorded = {name: recorded.get(name) for name in wanted}
+    if isinstance(recorded, dict) and isinstance(wanted, dict):
+        if key not in _COMPLETED and recorded.keys() != wanted.keys():
+            return False
+        return all(_same("", recorded.get(k), v) for k, v in wanted.items())
     if isinstance(wanted, str) and isinstance(recorded, float):
         # YAML reads 1e-3 as a text, the host as a number
         with contextlib.suppress(ValueError):

@@ -11,6 +11,8 @@ import torch
 from dummies import MIXED, split_options
 from two_processes import start, trained
 
+pytestmark = pytest.mark.slow  # several processes, each imports the host
+
 NB = ("nb", ("asr", "st_de"))
 WB = ("wb", ("st_es", "asr"))
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow  # several processes, each imports the host
+
 pytest_plugins = ["fixtures_exp"]
 
 RECIPE = Path(__file__).resolve().parent.parent / "egs2" / "smoe_asr_st"

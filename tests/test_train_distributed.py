@@ -16,6 +16,8 @@ from two_processes import start
 
 from espnet_smoe.config import ConfigError
 
+pytestmark = pytest.mark.slow  # several processes, each imports the host
+
 pytest_plugins = ["fixtures_exp"]
 
 CELLS = ("asr", "st_de", "nb", "wb")

@@ -17,7 +17,13 @@ from tiny_experiment import CONF, Experiment, write_conf
 from espnet_smoe import Speech2Text
 from espnet_smoe.bin import smoe_train, smoe_upcycle
 from espnet_smoe.checkpoint import load_model
-from espnet_smoe.dense import expert_key, read_dense
+from espnet_smoe.dense import (
+    SurgeryError,
+    expert_key,
+    expert_maps,
+    read_dense,
+    stock_options,
+)
 
 pytest_plugins = ["fixtures_exp"]
 
@@ -297,3 +303,25 @@ def test_guides_that_share_an_expert_cannot_come_from_two_models(
     assert "encoder expert 0 serves ['nb', 'wb']" in error
     assert str(dense) in error
     assert str(other) in error
+
+
+@pytest.mark.parametrize(
+    "experts, message",
+    [
+        ({"gate": {"num_experts": 2}}, "encoder_conf.experts.gate .* expected experts"),
+        (
+            {"axis": "bandwidth", "shared": True},
+            "encoder_conf.experts.shared True: its",
+        ),
+    ],
+)
+def test_experts_that_are_no_dense_models_are_refused(experts, message) -> None:
+    conf = {"guides": {"bandwidth": ["nb", "wb"], "task": ["asr"]}}
+    stacks = {"encoder_conf": {"experts": experts}, "decoder_conf": {}}
+    with pytest.raises(SurgeryError, match=message):
+        expert_maps({**conf, **stacks})
+
+
+def test_a_guide_embedding_is_no_option_of_the_host() -> None:
+    with pytest.raises(SurgeryError, match=r"guide_embedding \['bandwidth'\]: a dense"):
+        stock_options("encoder", {"guide_embedding": ["bandwidth"]})
