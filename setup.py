@@ -40,7 +40,7 @@ setup(
         "tensorboard>=2.16",  # the host's training curves
         "matplotlib>=3.8",  # chart of the scores
         "pyyaml>=6.0",  # confs
-        "humanfriendly>=10.0",  # reads rates such as 16k in stock confs, as the host does
+        "humanfriendly>=10.0",  # reads rates such as 16k as the host does
         "tqdm>=4.66",  # progress with time left
         "huggingface-hub>=0.30",  # published models: from_pretrained, stage 15
     ],
