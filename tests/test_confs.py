@@ -48,9 +48,10 @@ def token_list(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_yaml_is_a_training_or_a_decoding_conf() -> None:
+def test_every_yaml_is_a_conf_of_training_decoding_or_experiments() -> None:
     found = sorted(CONF.rglob("*.yaml"))
-    assert found == sorted(TRAIN + DECODE)
+    experiments = [CONF / "demo" / "experiments.yaml"]
+    assert found == sorted(TRAIN + DECODE + experiments)
     kinds = ("smoe", "smoe_encoder", "smoe_decoder", *BASELINES)
     assert {
         f"{folder}train_{kind}.yaml" for folder in ("", "demo/") for kind in kinds
