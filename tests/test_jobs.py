@@ -65,7 +65,7 @@ def test_a_failing_job_is_returned_and_stops_no_other(tmp_path):
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_no_more_than_asked_for_run_at_a_time(tmp_path, at_once):
     # each notes how many others it sees beside it
-    script = f"cd {tmp_path}; touch run.$$; sleep 0.5; ls run.* | wc -l; rm run.$$"
+    script = f"cd {tmp_path}; touch run.$$; sleep 0.5; set -- run.*; echo $#; rm run.$$"
     jobs = [shell(tmp_path, f"j{i}", script) for i in range(4)]
     with _locked(tmp_path / ".lock") as lock:
         assert run_jobs(jobs, at_once, lock) == []
