@@ -23,14 +23,8 @@ import torch
 import yaml
 
 from espnet_smoe.checkpoint import load_model
-from espnet_smoe.dense import (
-    SurgeryError,
-    expert_key,
-    expert_maps,
-    file_of,
-    routes_of,
-    write_statistics,
-)
+from espnet_smoe.counterparts import SurgeryError, expert_key, expert_maps
+from espnet_smoe.dense import file_of, routes_of, write_statistics
 from espnet_smoe.files import write_atomically
 from espnet_smoe.guide import TASK, ExpertMap, GuideTable
 from espnet_smoe.model import SMoEModel

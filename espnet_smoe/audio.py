@@ -18,6 +18,7 @@ import numpy as np
 from espnet_smoe.container import num_samples, read_column, refusal
 
 __all__ = [
+    "FULL_SCALE",
     "MODEL_RATE",
     "NARROWBAND_RATE",
     "AudioError",
@@ -34,10 +35,10 @@ __all__ = [
 
 MODEL_RATE = 16_000  # Hz
 NARROWBAND_RATE = 8_000  # Hz
+FULL_SCALE = 1 << 15  # 16-bit samples reach from -FULL_SCALE to FULL_SCALE - 1
 
 _HIGHEST_RATE = 768_000  # Hz, of the fastest audio converters
 _LOUDEST = 10.0  # 20 dB over full scale: such floats are no samples in [-1, 1]
-_FULL_SCALE = 1 << 15  # of 16-bit samples
 _SPEEDS = (0.5, 2.0)  # factors that still sound like speech
 
 
@@ -165,9 +166,9 @@ def to_model_rate(samples: np.ndarray, rate: int) -> np.ndarray:
     """
     check_samples(samples, "audio")
     _check_rate(rate, "audio")
-    grid = np.rint(resample(samples, rate, MODEL_RATE) * _FULL_SCALE)
-    grid = np.clip(grid, -_FULL_SCALE, _FULL_SCALE - 1)
-    return (grid / _FULL_SCALE).astype(np.float32)
+    grid = np.rint(resample(samples, rate, MODEL_RATE) * FULL_SCALE)
+    grid = np.clip(grid, -FULL_SCALE, FULL_SCALE - 1)
+    return (grid / FULL_SCALE).astype(np.float32)
 
 
 def bandwidth_of_rate(rate: int) -> str:

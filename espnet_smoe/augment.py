@@ -17,6 +17,7 @@ import numpy as np
 from espnet2.layers.augmentation import DataAugmentation
 
 from espnet_smoe.audio import (
+    FULL_SCALE,
     MODEL_RATE,
     NARROWBAND_RATE,
     narrow_band,
@@ -38,7 +39,6 @@ EFFECTS = frozenset({
 NARROWING_EFFECTS = frozenset({"bandpass", "bandwidth_limitation", "lowpass"})
 """The host's effects that are there to narrow the band, and are refused."""
 
-_FULL_SCALE = 1 << 15
 _MAX_LOSS = 6.0  # dB: a quarter of the energy stays
 _TELEPHONE_BAND = (300.0, 3400.0)  # Hz
 # Where noise ends, and the band in which it must stay, Hz. Recordings of 11.025 kHz are
@@ -118,7 +118,7 @@ class Augmentation:
         rng = np.random.default_rng(seed)
         call = through_telephone(speech, MODEL_RATE, self.line, rng)
         # from here on as the dump treats a recorded call
-        heard = call / np.float32(_FULL_SCALE)
+        heard = call / np.float32(FULL_SCALE)
         return to_model_rate(heard, NARROWBAND_RATE), "nb"
 
 

@@ -22,7 +22,7 @@ import io
 
 import numpy as np
 
-from espnet_smoe.audio import NARROWBAND_RATE
+from espnet_smoe.audio import FULL_SCALE, NARROWBAND_RATE
 from espnet_smoe.config import ConfigError
 
 __all__ = ["CODECS", "check_codec", "through_codec"]
@@ -41,7 +41,6 @@ _FORMATS = {
 
 _AMR_ENCODER = "libopencore_amrnb"
 _AMR_BITS = 12_200  # a second
-_FULL_SCALE = 1 << 15  # of 16-bit samples
 _AMR_DELAY = 40  # samples: the 5 ms that the encoder looks ahead
 
 CODECS = (*_FORMATS, "amr")
@@ -132,6 +131,6 @@ def _through_amr(samples: np.ndarray) -> np.ndarray:
         for packet in (*packets, None)
         for frame in decoder.decode(packet)
     ]
-    heard = np.rint(np.concatenate(parts) * _FULL_SCALE)
+    heard = np.rint(np.concatenate(parts) * FULL_SCALE)
     heard = heard[_AMR_DELAY : _AMR_DELAY + len(samples)]
-    return heard.clip(-_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
+    return heard.clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)

@@ -24,14 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet_smoe.metrics import (
-    RESAMPLES,
-    SEED,
-    Measure,
-    ScoreError,
-    measure,
-    metrics_of,
-)
+from espnet_smoe.metrics import ScoreError, measure, metrics_of, resampled
 from espnet_smoe.score import Cell, read_cells
 
 __all__ = [
@@ -41,7 +34,6 @@ __all__ = [
     "compare",
     "p_value",
     "read_run",
-    "resampled_mean",
     "score_system",
 ]
 
@@ -130,21 +122,6 @@ def read_run(decode_dir: Path, dump_dir: Path, sets: Sequence[str]) -> list[Cell
     return cells
 
 
-def resampled_mean(measures: Sequence[Measure]) -> np.ndarray:
-    """Mean of several scores of one cell on each of the resamples, (R,) float64.
-
-    Args:
-        measures: one per seed, of the same utterances in the same order.
-    """
-    rng = np.random.default_rng(SEED)
-    lines = len(measures[0].counts)
-    means = []
-    for _ in range(RESAMPLES):
-        drawn = rng.choice(lines, size=lines)
-        means.append(np.mean([m.rate(m.counts[drawn].sum(axis=0)) for m in measures]))
-    return np.array(means)
-
-
 def p_value(difference: float, resampled: np.ndarray) -> float:
     """Two-sided p of a difference, in (0, 1].
 
@@ -184,7 +161,9 @@ def score_system(name: str, runs: Sequence[Sequence[Cell]]) -> dict[Key, Score]:
             counted = [measure(metric, c.references, c.hypotheses) for c in cells]
             scores[*place, metric] = Score(
                 values=tuple(m.rate(m.counts.sum(axis=0)) for m in counted),
-                resampled=resampled_mean(counted),
+                resampled=np.mean(
+                    [resampled(m.counts, m.rate) for m in counted], axis=0
+                ),
                 references=first.references,
                 signature=counted[0].signature,
             )
@@ -214,8 +193,7 @@ def compare(
                 )
             p = None
             if name != baseline and other is not None:
-                resampled = score.resampled - other.resampled
-                p = p_value(score.mean - other.mean, resampled)
+                p = p_value(score.mean - other.mean, score.resampled - other.resampled)
             comparisons.append(
                 Comparison(
                     name,

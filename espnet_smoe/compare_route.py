@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from espnet_smoe.audio import MODEL_RATE
-from espnet_smoe.datadir import load_dumped, read_datadir
-from espnet_smoe.dense import DenseModel, SurgeryError
+from espnet_smoe.counterparts import SurgeryError
+from espnet_smoe.datadir import read_datadir
+from espnet_smoe.dense import DenseModel
+from espnet_smoe.dump import load_dumped
 from espnet_smoe.guide import TASK, token
 from espnet_smoe.inference import Speech2Text
 from espnet_smoe.model import SMoEModel
@@ -48,33 +50,21 @@ def compare_outputs(
     speech = 0.1 * torch.randn(2, 3 * MODEL_RATE, generator=generator)
     lengths = torch.tensor([speech.size(1), speech.size(1) * 2 // 3])
     speech[1, lengths[1] :] = 0.0
-    axes = model.guides.axes
-    ids = {a.name: a.index(route[a.name]) for a in axes}
-    utterance = {a.name: torch.tensor([ids[a.name]] * 2) for a in axes[:-1]}
-    ours, frames = model.encode(speech, lengths, utterance)
+    ids = _ids(model, route)
+    ids.pop(TASK)
+    ours, frames = model.encode(speech, lengths, ids)
     theirs, host_frames = host.encode(speech, lengths)
     if not torch.equal(frames, host_frames):
         raise SurgeryError(
             f"{frames.tolist()} encoded frames, but {host_frames.tolist()} by the host"
         )
-    first = len(special_ids(model.token_list))
-    text = torch.randint(first, model.eos, (2, 12), generator=generator)
-
-    def scores(decoder: torch.nn.Module, prompt: list[int], memory: torch.Tensor):
-        start = torch.tensor([[model.eos, *prompt]] * 2)
-        ys = torch.cat([start, text], dim=1)
-        return decoder(memory, frames, ys, torch.full((2,), ys.size(1)))[0]
-
-    prompt = [model.guide_token_ids[name][i] for name, i in ids.items()]
-    host_prompt = [host.token_list.index(token(g)) for g in route.values()]
-    differences = [
-        (ours - theirs)[i, : int(n)].abs().max() for i, n in enumerate(frames)
-    ]
-    decoded = scores(model.decoder, prompt, ours)
-    host_decoded = scores(host.decoder, host_prompt, theirs)
+    text = _text(model, generator)
+    scores = _scores(model.decoder, model, _prompt(model, route), text, ours, frames)
+    host_prompt = [host.token_list.index(token(guide)) for guide in route.values()]
+    host_scores = _scores(host.decoder, model, host_prompt, text, theirs, frames)
     return {
-        "difference_encoder": float(max(differences)),
-        "difference_decoder": float((decoded - host_decoded).abs().max()),
+        "difference_encoder": _largest(ours - theirs, frames),
+        "difference_decoder": float((scores - host_scores).abs().max()),
     }
 
 
@@ -99,24 +89,53 @@ def compare_dense(
     feats = torch.randn(2, 200, width, generator=generator)
     lengths = torch.tensor([200, 140])
     feats[1, lengths[1] :] = 0.0
-    axes = model.guides.axes
-    ids = {a.name: torch.tensor([a.index(route[a.name])] * 2) for a in axes}
-    memory, frames, _ = model.encoder(feats, lengths, model.encoder.expert_ids_of(ids))
+    expert_ids = model.encoder.expert_ids_of(_ids(model, route))
+    ours, frames, _ = model.encoder(feats, lengths, expert_ids)
     theirs, _, _ = dense.encoder()(feats, lengths)
-    differences = [
-        (memory - theirs)[i, : int(n)].abs().max() for i, n in enumerate(frames)
-    ]
-    found = {"difference_encoder": float(max(differences))}
+    found = {"difference_encoder": _largest(ours - theirs, frames)}
     if with_decoder:
-        prompt = [model.guide_token_ids[a.name][int(ids[a.name][0])] for a in axes]
-        start = torch.tensor([[model.eos, *prompt]] * 2)
-        text = torch.randint(2, model.eos, (2, 12), generator=generator)
-        ys = torch.cat([start, text], dim=1)
-        sizes = torch.full((2,), ys.size(1))
-        scores, _ = model.decoder(memory, frames, ys, sizes)
-        others, _ = dense.decoder()(theirs, frames, ys, sizes)
+        text, prompt = _text(model, generator), _prompt(model, route)
+        scores = _scores(model.decoder, model, prompt, text, ours, frames)
+        others = _scores(dense.decoder(), model, prompt, text, theirs, frames)
         found["difference_decoder"] = float((scores - others).abs().max())
     return found
+
+
+def _ids(model: SMoEModel, route: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Guide ids of two utterances, axis -> (2,) int64."""
+    axes = model.guides.axes
+    return {a.name: torch.full((2,), a.index(route[a.name])) for a in axes}
+
+
+def _prompt(model: SMoEModel, route: Mapping[str, str]) -> list[int]:
+    axes = model.guides.axes
+    return [model.guide_token_ids[a.name][a.index(route[a.name])] for a in axes]
+
+
+def _text(model: SMoEModel, generator: torch.Generator) -> torch.Tensor:
+    """(2, 12) int64, no special token."""
+    first = len(special_ids(model.token_list))
+    return torch.randint(first, model.eos, (2, 12), generator=generator)
+
+
+def _scores(
+    decoder: torch.nn.Module,
+    model: SMoEModel,
+    prompt: list[int],
+    text: torch.Tensor,
+    memory: torch.Tensor,
+    frames: torch.Tensor,
+) -> torch.Tensor:
+    """Scores of a decoder before the softmax, (2, U, V)."""
+    ys = torch.cat([torch.tensor([[model.sos, *prompt]] * 2), text], dim=1)
+    return decoder(memory, frames, ys, torch.full((2,), ys.size(1)))[0]
+
+
+def _largest(difference: torch.Tensor, frames: torch.Tensor) -> float:
+    """Largest absolute entry of (B, T, D) in the frames that are valid."""
+    # max() of a list would not see a NaN
+    valid = [difference[i, : int(n)] for i, n in enumerate(frames)]
+    return float(torch.cat(valid).abs().max())
 
 
 def compare_decoding(

@@ -21,12 +21,9 @@ The format is Kaldi's (``segments``, ``utt2spk``) with ESPnet's ``utt2num_sample
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from espnet_smoe.files import (
     DataDirError,
@@ -38,9 +35,7 @@ from espnet_smoe.files import (
 
 __all__ = [
     "Utterance",
-    "call_seed",
     "fill_datadir",
-    "load_dumped",
     "read_datadir",
     "write_datadir",
 ]
@@ -111,15 +106,6 @@ class Utterance:
                 f"{self.id}: rate {self.fs} Hz and length {self.num_samples} samples "
                 "must be positive"
             )
-
-
-def call_seed(utt: str) -> int:
-    """Seed in [0, 2**32) of the telephone call of the utterance with that id.
-
-    >>> call_seed("tel-a") == call_seed("sp0.9-tel-a")
-    False
-    """
-    return int(hashlib.sha256(utt.encode()).hexdigest()[:8], 16)
 
 
 def write_datadir(path: Path, utterances: Iterable[Utterance]) -> None:
@@ -237,31 +223,6 @@ def read_datadir(path: Path) -> list[Utterance]:
             )
         )
     return utterances
-
-
-def load_dumped(utt: Utterance) -> np.ndarray:
-    """Audio of a dumped utterance, through kaldiio.
-
-    Returns:
-        (S,) float32 at 16 kHz, in [-1, 1).
-
-    Raises:
-        DataDirError: it is not there, or not as long as ``utt2num_samples`` says.
-    """
-    import kaldiio
-
-    try:
-        _, samples = kaldiio.load_mat(utt.audio)
-    except (OSError, ValueError) as error:
-        raise DataDirError(
-            f"{utt.id}: cannot read {utt.audio} ({error}); run stage 3 again"
-        ) from None
-    if samples.dtype != np.int16 or samples.shape != (utt.num_samples,):
-        raise DataDirError(
-            f"{utt.id}: expected {utt.num_samples} int16 samples in {utt.audio}, got "
-            f"{samples.dtype} {samples.shape}; run stage 3 again"
-        )
-    return samples / np.float32(32768)
 
 
 def _number(path: Path, utt: str, value: str, kind: type) -> float:

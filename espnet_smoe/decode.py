@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from espnet_smoe.config import ConfigError
-from espnet_smoe.datadir import Utterance, load_dumped, read_datadir
+from espnet_smoe.datadir import Utterance, read_datadir
+from espnet_smoe.dump import load_dumped
 from espnet_smoe.files import write_atomically, write_table
 from espnet_smoe.guide import BANDWIDTH, TASK
 from espnet_smoe.inference import Speech2Text

@@ -1,17 +1,15 @@
 """Dense models in the host's own names: what S-MoE models come from and go to.
 
 A *route* of an S-MoE model (one guide on every axis) uses one FFN of each bank, so it
-is a dense Conformer-Transformer of the host. Here stand, once for all tools, the names
-and options of both sides.
+is a dense Conformer-Transformer of the host.
 """
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,159 +22,27 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 
-from espnet_smoe.audio import MODEL_RATE
-from espnet_smoe.config import ExpertConfig
-from espnet_smoe.decoder import SMoETransformerDecoder
-from espnet_smoe.encoder import SMoEConformerEncoder
-from espnet_smoe.guide import ExpertMap, GuideTable, token
+from espnet_smoe.counterparts import (
+    PARTS,
+    SurgeryError,
+    expert_key,
+    expert_maps,
+    host_options,
+    stock_options,
+)
+from espnet_smoe.guide import GuideTable, token
 from espnet_smoe.tokens import guide_token_ids
 
 __all__ = [
     "DenseModel",
-    "ExpertKey",
-    "SurgeryError",
-    "expert_key",
-    "expert_maps",
     "extract_route",
     "file_of",
     "read_dense",
     "routes_of",
-    "stock_options",
     "write_statistics",
 ]
 
 State = Mapping[str, torch.Tensor]
-
-# what our stacks are, in the host's options; the rest has the same names on both sides
-_FIXED = {
-    "encoder": {
-        "normalize_before": True,
-        "concat_after": False,
-        "positionwise_layer_type": "linear",
-        "rel_pos_type": "latest",
-        "pos_enc_layer_type": "rel_pos",
-        "selfattention_layer_type": "rel_selfattn",
-        "activation_type": "swish",
-        "use_cnn_module": True,
-        "zero_triu": False,
-        "interctc_use_conditioning": False,
-        "qk_norm": False,
-    },
-    "decoder": {
-        "input_layer": "embed",
-        "use_output_layer": True,
-        "normalize_before": True,
-        "concat_after": False,
-        "qk_norm": False,
-    },
-    "frontend": {"fs": MODEL_RATE, "center": False},
-}
-_OURS = {
-    "encoder": SMoEConformerEncoder,
-    "decoder": SMoETransformerDecoder,
-    "frontend": DefaultFrontend,
-}
-_HOSTS = {
-    "encoder": ConformerEncoder,
-    "decoder": TransformerDecoder,
-    "frontend": DefaultFrontend,
-}
-# arguments that a stack's builder gives, and ours that the host does not have
-_NOT_OPTIONS = {
-    "input_size", "vocab_size", "encoder_output_size", "guides", "guide_token_ids",
-    "experts", "split_after", "added_guides",
-}  # fmt: skip
-_EXPERT = re.compile(r"(?P<bank>.+)\.experts\.(?P<expert>\d+)(?P<tensor>\..+)")
-
-
-class SurgeryError(ValueError):
-    """A checkpoint cannot be turned into what was asked for."""
-
-
-@dataclass(frozen=True)
-class ExpertKey:
-    """Name of an expert's tensor, taken apart.
-
-    Args:
-        stack: ``encoder`` or ``decoder``.
-        dense: name of the tensor in the host's dense model.
-        expert: number of the expert.
-    """
-
-    stack: str
-    dense: str
-    expert: int
-
-
-def expert_key(name: str) -> ExpertKey | None:
-    """Take the name of a tensor apart; None if it is no expert's.
-
-    >>> expert_key("decoder.decoders.0.feed_forward.experts.2.w_1.bias")
-    ExpertKey(stack='decoder', dense='decoder.decoders.0.feed_forward.w_1.bias', \
-expert=2)
-    """
-    found = _EXPERT.fullmatch(name)
-    if found is None:
-        return None
-    stack = name.split(".", 1)[0]
-    return ExpertKey(stack, found["bank"] + found["tensor"], int(found["expert"]))
-
-
-def expert_maps(conf: Mapping[str, Any]) -> dict[str, ExpertMap]:
-    """Which experts of the encoder and decoder of a training config serve whom.
-
-    Raises:
-        SurgeryError: experts behind a learned gate or beside a shared one.
-    """
-    guides = GuideTable.from_mapping(conf["guides"])
-    maps = {}
-    for stack in ("encoder", "decoder"):
-        experts = conf[f"{stack}_conf"].get("experts")
-        for key in ("gate", "shared"):
-            if experts and experts.get(key):
-                raise SurgeryError(
-                    f"{stack}_conf.experts.{key} {experts[key]!r}: its experts are no "
-                    "dense model's FFNs; expected experts with an axis alone"
-                )
-        maps[stack] = (
-            ExpertMap((), {(): 0})
-            if experts is None
-            else ExpertConfig.from_mapping(experts).expert_map(guides)
-        )
-    return maps
-
-
-def stock_options(part: str, conf: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of the host's module that equals one of ours.
-
-    Args:
-        part: ``encoder``, ``decoder`` or ``frontend``.
-        conf: our ``<part>_conf``.
-
-    Raises:
-        SurgeryError: it asks for what the host's module does not have.
-    """
-    options = {**_defaults(_OURS[part]), **_FIXED[part], **conf}
-    if axes := options.pop("guide_embedding", None):
-        raise SurgeryError(
-            f"{part}_conf.guide_embedding {list(axes)}: a dense model of the host has "
-            "no such embedding"
-        )
-    options = {k: v for k, v in options.items() if k not in _NOT_OPTIONS}
-    return _rate_in_hz(options)
-
-
-def _defaults(kind: Callable) -> dict[str, Any]:
-    parameters = inspect.signature(kind).parameters.values()
-    return {p.name: p.default for p in parameters if p.name not in _NOT_OPTIONS}
-
-
-def _rate_in_hz(options: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(options.get("fs"), str):
-        import humanfriendly
-
-        options["fs"] = humanfriendly.parse_size(options["fs"])
-    return options
 
 
 @dataclass(frozen=True)
@@ -290,10 +156,7 @@ def _from_stock(experiment: Path, conf: Mapping[str, Any], state: State) -> Dens
     parts = ["encoder", "frontend"]
     if conf.get("decoder") == "transformer":
         parts.append("decoder")
-    options = {
-        part: _rate_in_hz({**_defaults(_HOSTS[part]), **(conf[f"{part}_conf"] or {})})
-        for part in parts
-    }
+    options = {part: host_options(part, conf[f"{part}_conf"] or {}) for part in parts}
     # a loss in training only; the outputs of inference stay one tensor without it
     options["encoder"]["interctc_layer_idx"] = []
     return DenseModel(
@@ -376,7 +239,7 @@ def extract_route(
     return DenseModel(
         name=name,
         tokens=tuple(tokens),
-        options={part: stock_options(part, conf[f"{part}_conf"]) for part in _OURS},
+        options={part: stock_options(part, conf[f"{part}_conf"]) for part in PARTS},
         normalize=(conf["normalize"], conf.get("normalize_conf") or {}),
         state=dense,
     )

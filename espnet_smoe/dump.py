@@ -1,6 +1,6 @@
-"""Data directory -> dump: speed, telephone, 16 kHz audio in arks, length filter.
+"""Data directory -> dump: 16 kHz audio in arks, length filter.
 
-Stages 2 to 4 of the recipe. A dump is a data directory whose ``wav.scp`` points into
+Stages 3 and 4 of the recipe. A dump is a data directory whose ``wav.scp`` points into
 ``data_wav.<k>.ark`` files beside it: Kaldi archives of 16-bit wav entries at 16 kHz,
 250 utterances each in id order, so the files do not depend on the number of
 processes. ``utt2fs`` keeps the native rate, ``utt2bandwidth`` what was recorded.
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from espnet_smoe.audio import (
+    FULL_SCALE,
     MODEL_RATE,
     NARROWBAND_RATE,
     change_speed,
@@ -30,99 +31,24 @@ from espnet_smoe.audio import (
 )
 from espnet_smoe.datadir import (
     Utterance,
-    call_seed,
     fill_datadir,
     read_datadir,
     write_datadir,
 )
-from espnet_smoe.files import write_atomically
+from espnet_smoe.files import DataDirError, write_atomically
 from espnet_smoe.guide import BANDWIDTH
 from espnet_smoe.progress import progress
 from espnet_smoe.telephone import TelephoneLine, through_telephone
 
-__all__ = ["DumpError", "dump", "filter_by_length", "perturb_speed"]
+__all__ = ["DumpError", "dump", "filter_by_length", "load_dumped", "read_stage"]
 
 log = logging.getLogger(__name__)
 
 _SHARD = 250  # utterances per ark
-_FULL_SCALE = 1 << 15  # of 16-bit samples
-_SPEEDS = (0.7, 1.4)  # slower, and wideband would no longer be wideband
-# Hz; the detector listens from 4.5 kHz on and needs 400 Hz of it: with less, nothing
-# tells a wideband copy from narrowband. 11.025 kHz at 0.9 has 4961 Hz.
-_LEAST_WIDE_BAND = 4_900
 
 
 class DumpError(ValueError):
     """A stage's input is missing or unusable, or its output cannot be written."""
-
-
-def perturb_speed(in_dir: Path, out_dir: Path, factors: Sequence[float]) -> None:
-    """Write each utterance once per speed factor; audio changes when dumped.
-
-    Ids and speakers of a copy start with ``sp<factor>-``; factor 1.0 keeps them.
-    Guides and texts stay. ``utt2num_samples`` is still that of the stored audio. The
-    copy of a narrowband twin is a call of its own, with the seed of its id.
-
-    Args:
-        in_dir: data directory of stage 1.
-        out_dir: data directory to write.
-        factors: distinct, each in [0.7, 1.4]; below 1.0 is slower and lower.
-
-    Raises:
-        DumpError: ``in_dir`` is missing or already perturbed, a bad factor, or one
-            that leaves a slow wideband utterance no band above 4.5 kHz.
-        DataDirError: ``in_dir`` is no data directory.
-    """
-    utterances = _read_stage(in_dir, out_dir, 1)
-    low, high = _SPEEDS
-    if not factors or not all(low <= f <= high for f in factors):
-        raise DumpError(
-            f"speed factors must lie in {low}..{high}, got {list(factors)}: the band "
-            "of the audio scales with them, its bandwidth guide does not"
-        )
-    names = ["" if f == 1.0 else f"sp{f:g}-" for f in factors]
-    if len(set(names)) != len(names):
-        raise DumpError(f"speed factors must be distinct, got {list(factors)}")
-    for utt in utterances:
-        if utt.speed != 1.0:
-            raise DumpError(f"{in_dir}: {utt.id} already has speed {utt.speed}")
-        _check_band(utt, min(factors))
-    write_datadir(
-        out_dir,
-        (
-            _at_speed(u, name, float(factor))
-            for name, factor in zip(names, factors, strict=True)
-            for u in utterances
-        ),
-    )
-
-
-def _check_band(utt: Utterance, factor: float) -> None:
-    """Refuse to slow wideband so much that its high band is gone."""
-    if factor >= 1.0 or utt.guides[BANDWIDTH] != "wb":
-        return
-    # wideband is sure to fill the band of 16 kHz, not that of a higher rate
-    band = factor * min(utt.fs, MODEL_RATE) / 2
-    if band < _LEAST_WIDE_BAND:
-        raise DumpError(
-            f"utterance {utt.id}: wideband of {utt.fs} Hz slowed by the factor "
-            f"{factor:g} ends at {band:.0f} Hz, expected {_LEAST_WIDE_BAND} Hz or "
-            "more: leave the factor out"
-        )
-
-
-def _at_speed(utt: Utterance, name: str, factor: float) -> Utterance:
-    """The copy whose id and speaker start with ``name``; without one, the original."""
-    if not name:
-        return utt
-    call = None if utt.telephone is None else call_seed(name + utt.id)
-    return replace(
-        utt,
-        id=name + utt.id,
-        speaker=name + utt.speaker,
-        speed=factor,
-        telephone=call,
-    )
 
 
 def dump(in_dir: Path, out_dir: Path, nj: int) -> None:
@@ -145,7 +71,7 @@ def dump(in_dir: Path, out_dir: Path, nj: int) -> None:
     """
     in_dir, out_dir = Path(in_dir), Path(out_dir)
     made_by = 2 if in_dir.name.endswith("_sp") else 1
-    utterances = _read_stage(in_dir, out_dir, made_by)
+    utterances = read_stage(in_dir, out_dir, made_by)
     if nj < 1:
         raise DumpError(f"nj must be at least 1, got {nj}")
     try:
@@ -240,14 +166,39 @@ def _read_samples(utt: Utterance) -> np.ndarray:
         if utt.telephone is not None:
             rng = np.random.default_rng(utt.telephone)
             call = through_telephone(samples, rate, TelephoneLine(), rng)
-            samples, rate = call / np.float32(_FULL_SCALE), NARROWBAND_RATE
+            samples, rate = call / np.float32(FULL_SCALE), NARROWBAND_RATE
         elif utt.speed != 1.0 and utt.guides[BANDWIDTH] == "nb":
             # a fast copy has moved the telephone's band above 4 kHz
             samples = narrow_band(samples, rate)
         samples = to_model_rate(samples, rate)
     except (ValueError, OSError) as error:
         raise DumpError(f"utterance {utt.id}: {error}") from error
-    return (samples * _FULL_SCALE).astype(np.int16)  # exact: k / 32768 came in
+    return (samples * FULL_SCALE).astype(np.int16)  # exact: k / 32768 came in
+
+
+def load_dumped(utt: Utterance) -> np.ndarray:
+    """Audio of a dumped utterance, through kaldiio.
+
+    Returns:
+        (S,) float32 at 16 kHz, in [-1, 1).
+
+    Raises:
+        DataDirError: it is not there, or not as long as ``utt2num_samples`` says.
+    """
+    import kaldiio
+
+    try:
+        _, samples = kaldiio.load_mat(utt.audio)
+    except (OSError, ValueError) as error:
+        raise DataDirError(
+            f"{utt.id}: cannot read {utt.audio} ({error}); run stage 3 again"
+        ) from None
+    if samples.dtype != np.int16 or samples.shape != (utt.num_samples,):
+        raise DataDirError(
+            f"{utt.id}: expected {utt.num_samples} int16 samples in {utt.audio}, got "
+            f"{samples.dtype} {samples.shape}; run stage 3 again"
+        )
+    return samples / np.float32(FULL_SCALE)
 
 
 def filter_by_length(in_dir: Path, out_dir: Path, min_s: float, max_s: float) -> None:
@@ -266,7 +217,7 @@ def filter_by_length(in_dir: Path, out_dir: Path, min_s: float, max_s: float) ->
             interval, or no utterance is left.
         DataDirError: ``in_dir`` is no data directory.
     """
-    utterances = _read_stage(in_dir, out_dir, 3)
+    utterances = read_stage(in_dir, out_dir, 3)
     if not (0 <= min_s < max_s) or math.isinf(min_s):
         raise DumpError(
             f"expected 0 <= min_wav_duration < max_wav_duration (s), got {min_s:g} "
@@ -298,7 +249,7 @@ def filter_by_length(in_dir: Path, out_dir: Path, min_s: float, max_s: float) ->
     )
 
 
-def _read_stage(in_dir: Path, out_dir: Path, made_by: int) -> list[Utterance]:
+def read_stage(in_dir: Path, out_dir: Path, made_by: int) -> list[Utterance]:
     """Read a stage's input folder, or say which stage makes it."""
     in_dir = Path(in_dir)
     if not in_dir.is_dir():

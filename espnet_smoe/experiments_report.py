@@ -14,6 +14,7 @@ from espnet_smoe.compare import Comparison
 from espnet_smoe.cost import SECONDS, TOKENS, Cost
 from espnet_smoe.files import write_atomically
 from espnet_smoe.metrics import RESAMPLES
+from espnet_smoe.palette import COLOURS
 from espnet_smoe.report import commit
 
 __all__ = ["Results", "draw", "markdown", "write_results"]
@@ -211,8 +212,8 @@ def draw(results: Results, path: Path) -> None:
     for place, axes in zip(places, panels, strict=True):
         for c in (c for c in shown if _place(c) == place):
             line = systems.index(c.system)
-            axes.plot(c.mean, line, "D", color="#0072B2", ms=8)
-            axes.plot(c.values, [line] * len(c.values), "o", color="#E69F00", ms=4)
+            axes.plot(c.mean, line, "D", color=COLOURS[1], ms=8)
+            axes.plot(c.values, [line] * len(c.values), "o", color=COLOURS[0], ms=4)
             if c.system == results.baseline:
                 axes.axvline(c.mean, color="#222222", ls="--", lw=1)
         better = "lower" if place[3] == "wer" else "higher"

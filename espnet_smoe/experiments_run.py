@@ -12,13 +12,8 @@ from pathlib import Path
 from espnet_smoe.compare import compare, read_run, score_system
 from espnet_smoe.config import ConfigError
 from espnet_smoe.cost import Cost, measure_cost
-from espnet_smoe.experiments import (
-    ExperimentList,
-    Run,
-    check_recorded,
-    plan,
-    read_list,
-)
+from espnet_smoe.experiments import Run, check_recorded, plan
+from espnet_smoe.experiments_list import ExperimentList, read_list
 from espnet_smoe.experiments_report import Results, write_results
 from espnet_smoe.jobs import Job, run_jobs
 from espnet_smoe.subset import keep_guides

@@ -24,13 +24,8 @@ import yaml
 from espnet_smoe.audio import MODEL_RATE
 from espnet_smoe.checkpoint import load_model
 from espnet_smoe.compare_route import compare_decoding, compare_outputs
-from espnet_smoe.dense import (
-    DenseModel,
-    SurgeryError,
-    extract_route,
-    file_of,
-    write_statistics,
-)
+from espnet_smoe.counterparts import SurgeryError
+from espnet_smoe.dense import DenseModel, extract_route, file_of, write_statistics
 from espnet_smoe.files import write_atomically
 from espnet_smoe.guide import BANDWIDTH, TASK, read_guides, token
 from espnet_smoe.model import SMoEModel
@@ -38,9 +33,8 @@ from espnet_smoe.tokens import BLANK, SOS_EOS, UNK, special_ids
 
 __all__ = ["extract", "route_of"]
 
-_MAX_AXES = (
-    3  # the host's prompt: <sos> <lang> <task> and, if asked for, <notimestamps>
-)
+# the host's prompt: <sos> <lang> <task> and, if asked for, <notimestamps>
+_MAX_AXES = 3
 
 
 def route_of(

@@ -14,7 +14,8 @@ from espnet2.train.collate_fn import CommonCollateFn
 from espnet_smoe.checkpoint import load_model
 from espnet_smoe.comparison import Skipped, compare
 from espnet_smoe.config import ConfigError, check_device
-from espnet_smoe.datadir import Utterance, load_dumped, read_datadir
+from espnet_smoe.datadir import Utterance, read_datadir
+from espnet_smoe.dump import load_dumped
 from espnet_smoe.interference import Piece, Row, measure
 from espnet_smoe.preprocess import SMoEPreprocessor, make_targets
 from espnet_smoe.progress import progress

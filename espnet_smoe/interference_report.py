@@ -14,6 +14,7 @@ from espnet_smoe.comparison import ATTENTION, WITH_CTC
 from espnet_smoe.config import ConfigError
 from espnet_smoe.files import some_of, write_atomically
 from espnet_smoe.interference import Row
+from espnet_smoe.palette import COLOURS
 from espnet_smoe.places import FFNS, PARTS
 from espnet_smoe.report import commit
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["check_target", "ranking", "write_interference"]
 
 _FILES = ("interference.json", "interference.md", "interference.png")
-# told apart by every common colour vision, and by lightness in print
-_COLOURS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7")
 _MARKERS = ("o", "s", "^", "D")
 
 Pair = tuple[str, str, str]
@@ -224,7 +223,7 @@ def _draw_panel(axes: Axes, stack: str, rows: Sequence[Row]) -> None:
                 [r.block + 0.06 * (k - 1.5) for r in mine],
                 [r.mean for r in mine],
                 [r.error or 0.0 for r in mine],
-                color=_COLOURS[k],
+                color=COLOURS[k],
                 marker=_MARKERS[k],
                 ms=4,
                 lw=1.0,

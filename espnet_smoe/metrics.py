@@ -25,6 +25,7 @@ __all__ = [
     "count_errors",
     "measure",
     "metrics_of",
+    "resampled",
 ]
 
 RESAMPLES = 1000
@@ -175,6 +176,26 @@ def _sacrebleu_measure(
     )
 
 
+def resampled(counts: np.ndarray, rate: Callable[[np.ndarray], float]) -> np.ndarray:
+    """A score on each of the bootstrap's resamples, (RESAMPLES,) float64.
+
+    The draws depend on the number of utterances alone: scores of the same utterances
+    are paired.
+
+    Args:
+        counts: (N, K), one line per utterance.
+        rate: (K,) sum of lines -> score.
+    """
+    rng = np.random.default_rng(SEED)
+    lines = len(counts)
+    return np.array(
+        [
+            rate(counts[rng.choice(lines, size=lines)].sum(axis=0))
+            for _ in range(RESAMPLES)
+        ]
+    )
+
+
 def bootstrap(
     counts: np.ndarray, rate: Callable[[np.ndarray], float]
 ) -> tuple[float, float]:
@@ -187,11 +208,6 @@ def bootstrap(
     Returns:
         (low, high), per cent: the scores at ranks 26 and 975 of 1000.
     """
-    rng = np.random.default_rng(SEED)
-    lines = len(counts)
-    scores = sorted(
-        rate(counts[rng.choice(lines, size=lines)].sum(axis=0))
-        for _ in range(RESAMPLES)
-    )
+    scores = np.sort(resampled(counts, rate))
     cut = RESAMPLES // 40
-    return scores[cut], scores[-cut - 1]
+    return float(scores[cut]), float(scores[-cut - 1])

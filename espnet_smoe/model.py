@@ -26,7 +26,7 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet_smoe.config import ConfigError
 from espnet_smoe.decoder import SMoETransformerDecoder
 from espnet_smoe.encoder import SMoEConformerEncoder
-from espnet_smoe.experts import ExpertFFNBank
+from espnet_smoe.freeze import freeze
 from espnet_smoe.guide import TASK, GuideError, GuideTable
 from espnet_smoe.mask import valid_mask
 from espnet_smoe.ratios import global_ratios
@@ -115,29 +115,7 @@ class SMoEModel(ESPnetASRModel):
             )
         self.train_only = tuple(train_only)
         if self.train_only:
-            self._freeze()
-
-    def _freeze(self) -> None:
-        """Let only what serves the tasks of ``train_only`` alone learn."""
-        for task in self.train_only:
-            self.guides.axis(TASK).index(task)
-        learning = [f"decoder.added.{task}" for task in self.train_only]
-        learning += [
-            f"{name}.experts.{expert}"
-            for name, bank in self.named_modules()
-            if isinstance(bank, ExpertFFNBank) and len(bank.experts) > 1
-            for expert in self.decoder.experts_only_of(self.train_only)
-            if name.startswith("decoder.")
-        ]
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad = f"{name}.".startswith(
-                tuple(f"{part}." for part in learning)
-            )
-        if not any(p.requires_grad for p in self.parameters()):
-            raise ConfigError(
-                f"train_only {list(self.train_only)}: no token or decoder expert "
-                "serves these tasks alone; smoe_add_task makes them"
-            )
+            freeze(self, self.decoder, self.guides, self.train_only)
 
     def train(self, mode: bool = True) -> SMoEModel:
         """Switch mode; the batch norm of a frozen model stays as in inference."""

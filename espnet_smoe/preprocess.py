@@ -9,6 +9,7 @@ import numpy as np
 from espnet2.text.token_id_converter import TokenIDConverter
 from espnet2.train.preprocessor import AbsPreprocessor
 
+from espnet_smoe.audio import FULL_SCALE
 from espnet_smoe.augment import Augmentation
 from espnet_smoe.datadir import Utterance
 from espnet_smoe.guide import BANDWIDTH, GuideError, GuideTable
@@ -96,7 +97,7 @@ class SMoEPreprocessor(AbsPreprocessor):
             )
         speech = np.asarray(data["speech"])
         # the host hands over a dump's integers as they are; the API's audio is scaled
-        scale = np.float32(32768 if speech.dtype.kind == "i" else 1)
+        scale = np.float32(FULL_SCALE if speech.dtype.kind == "i" else 1)
         speech = speech.astype(np.float32) / scale
         if speech.ndim != 1 or not speech.size or not np.isfinite(speech).all():
             raise ValueError(

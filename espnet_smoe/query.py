@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from espnet_smoe.audio import (
+    FULL_SCALE,
     AudioError,
     bandwidth_of_rate,
     check_samples,
@@ -118,7 +119,7 @@ def _from_array(speech: np.ndarray | torch.Tensor) -> np.ndarray:
         speech = speech.detach().cpu().numpy()
     samples = np.asarray(speech)
     if samples.dtype == np.int16:
-        samples = samples / np.float32(32768)
+        samples = samples / np.float32(FULL_SCALE)
     if samples.dtype.kind != "f":
         raise AudioError(
             f"samples must be float in [-1, 1] or int16, got {samples.dtype}"

@@ -15,6 +15,7 @@ import yaml
 
 import espnet_smoe
 from espnet_smoe.metrics import RESAMPLES
+from espnet_smoe.palette import COLOURS
 from espnet_smoe.score import Row
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["commit", "draw", "markdown", "table", "write_report"]
 
 _TITLES = {"wer": "WER", "cer": "CER", "bleu": "BLEU", "chrf2": "chrF2", "ter": "TER"}
-# told apart by every common colour vision, and by lightness in print
-_COLOURS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7")
 _HATCHES = ("", "//", "..", "xx")
 _PANELS = {"wer": "WER (%), lower is better", "bleu": "BLEU, higher is better"}
 
@@ -195,7 +194,7 @@ def _draw_panel(
             places,
             [r.value for r in mine],
             0.92 * width,
-            color=_COLOURS[k % len(_COLOURS)],
+            color=COLOURS[k % len(COLOURS)],
             hatch=_HATCHES[k % len(_HATCHES)],
             edgecolor="white",
             label=bar[0] if bar[0] == bar[1] else f"{bar[0]} as {bar[1]}",

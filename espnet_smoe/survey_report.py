@@ -16,6 +16,7 @@ from pathlib import Path
 
 from espnet_smoe.bandwidth import UNKNOWN
 from espnet_smoe.files import some_of, write_atomically
+from espnet_smoe.palette import COLOURS
 from espnet_smoe.survey import Finding
 
 __all__ = ["FOLDER", "write_survey"]
@@ -30,8 +31,6 @@ _COLUMNS = (
 )
 _LISTED = 20  # utterances spelled out in a list
 _ABSENT = "-"
-# told apart by every common colour vision, and by lightness in print
-_COLOURS = ("#E69F00", "#0072B2", "#009E73", "#CC79A7")
 _BINS = 60
 
 
@@ -180,7 +179,7 @@ def _draw(findings: Sequence[Finding], path: Path) -> None:
         _BINS,
         histtype="stepfilled",
         alpha=0.6,
-        color=[_COLOURS[k % len(_COLOURS)] for k in range(len(scores))],
+        color=[COLOURS[k % len(COLOURS)] for k in range(len(scores))],
         label=[f"{name} ({len(s)})" for name, s in scores.items()],
     )
     axes.axvline(0.0, color="#222222", lw=1)

@@ -7,23 +7,19 @@ in the choices of the host's ASR task.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import inspect
-import logging
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import espnet2.tasks.asr as host_asr
 import numpy as np
-import torch
 from espnet2.asr.ctc import CTC
 from espnet2.asr.decoder.abs_decoder import AbsDecoder
 from espnet2.asr.encoder.abs_encoder import AbsEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.asr.specaug.specaug import SpecAug
-from espnet2.iterators.sequence_iter_factory import RawSampler, SequenceIterFactory
+from espnet2.iterators.sequence_iter_factory import SequenceIterFactory
 from espnet2.tasks.abs_task import IteratorOptions, scheduler_classes
 from espnet2.torch_utils.initialize import initialize
 from espnet2.train.abs_espnet_model import AbsESPnetModel
@@ -35,20 +31,14 @@ from espnet2.utils.types import str_or_none
 import espnet_smoe
 from espnet_smoe.audio import MODEL_RATE
 from espnet_smoe.augment import Augmentation
+from espnet_smoe.batches import build_batches, check_batches
 from espnet_smoe.config import ConfigError, ExpertConfig, check_keys
 from espnet_smoe.decoder import SMoETransformerDecoder
 from espnet_smoe.encoder import SMoEConformerEncoder
-from espnet_smoe.files import read_table
 from espnet_smoe.guide import GuideTable
 from espnet_smoe.host import register
 from espnet_smoe.model import SMoEModel
 from espnet_smoe.preprocess import SMoEPreprocessor
-from espnet_smoe.sampling import (
-    ConditionSampler,
-    SamplingConfig,
-    deal,
-    read_conditions,
-)
 from espnet_smoe.tokens import guide_token_ids, read_token_list
 from espnet_smoe.trainer import SMoETrainer
 
@@ -114,32 +104,6 @@ def split_batches(args: argparse.Namespace, conf: Mapping[str, Any]) -> int:
             "num_iters_per_epoch, so that their number is known"
         )
     return round(split_at * args.max_epoch * args.num_iters_per_epoch)
-
-
-def check_batches(args: argparse.Namespace) -> None:
-    """Refuse options of sampling and accumulation that do not fit together.
-
-    Raises:
-        ConfigError: names the option, its value and what was expected.
-    """
-    if args.num_iters_per_epoch and args.num_iters_per_epoch % args.accum_grad:
-        raise ConfigError(
-            f"num_iters_per_epoch {args.num_iters_per_epoch} must be a multiple of "
-            f"accum_grad {args.accum_grad}: the host would carry the gradient of the "
-            "last batches over into the next epoch"
-        )
-    if args.sampling is None:
-        return
-    SamplingConfig.from_mapping(args.sampling, GuideTable.from_mapping(args.guides))
-    needed = {
-        "batch_type": "numel", "iterator_type": "sequence",
-        "multiple_iterator": False, "shuffle_within_batch": False,
-    }  # fmt: skip
-    for name, value in needed.items():
-        if getattr(args, name) != value:
-            raise ConfigError(
-                f"sampling needs {name} {value}, got {getattr(args, name)}"
-            )
 
 
 class SMoETask(host_asr.ASRTask):
@@ -294,44 +258,9 @@ class SMoETask(host_asr.ASRTask):
         Raises:
             ConfigError: a batch has fewer utterances than there are processes.
         """
-        distributed = iter_options.distributed
-        if not iter_options.train or not (distributed or args.sampling):
-            return super().build_sequence_iter_factory(args, iter_options, mode)
-        rank, ranks = 0, 1
-        if distributed:
-            rank = torch.distributed.get_rank()
-            ranks = torch.distributed.get_world_size()
-        # the host deals by length only; it gives us whole batches to deal
-        whole = argparse.Namespace(**vars(args))
-        whole.min_batch_size = max(ranks, args.min_batch_size)
-        factory = super().build_sequence_iter_factory(
-            whole, dataclasses.replace(iter_options, distributed=False), mode
+        return build_batches(
+            super().build_sequence_iter_factory, args, iter_options, mode
         )
-        guides = GuideTable.from_mapping(args.guides)
-        files = {n: path for path, n, _ in iter_options.data_path_and_name_and_type}
-        conditions = read_conditions(files, guides)
-        if args.sampling:
-            config = SamplingConfig.from_mapping(args.sampling, guides)
-            shapes = read_table(Path(iter_options.shape_files[0]))
-            factory.sampler = ConditionSampler(
-                {name: int(length) for name, length in shapes.items()},
-                conditions,
-                config,
-                iter_options.batch_bins,
-                rank,
-                ranks,
-            )
-            logging.info(factory.sampler.summary(guides))
-        else:
-            batches = list(factory.sampler)
-            if (fewest := min(map(len, batches))) < ranks:
-                raise ConfigError(
-                    f"a batch of {fewest} utterances cannot feed {ranks} processes"
-                )
-            factory.sampler = RawSampler(
-                [deal(batch, conditions, rank, ranks) for batch in batches]
-            )
-        return factory
 
     @classmethod
     def required_data_names(

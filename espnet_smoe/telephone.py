@@ -9,6 +9,7 @@ to full scale (RMS).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from espnet_smoe.audio import MODEL_RATE, NARROWBAND_RATE, resample
+from espnet_smoe.audio import FULL_SCALE, MODEL_RATE, NARROWBAND_RATE, resample
 from espnet_smoe.codec import check_codec, through_codec
 from espnet_smoe.config import ConfigError, check_keys, check_number
 
 __all__ = [
     "Microphone",
     "TelephoneLine",
+    "call_seed",
     "through_microphone",
     "through_telephone",
 ]
 
-_FULL_SCALE = 1 << 15
 _HEADROOM = 0.98  # peaks are scaled down to this
 _PACKET = 160  # samples: 20 ms
 _FADE = (80, 480)  # samples after a loss, 10 and 60 ms: the fade begins, is complete
@@ -107,6 +108,15 @@ class Microphone:
 
     level_dbfs: tuple[float, float] = (-32.0, -20.0)
     snr_db: tuple[float, float] = (20.0, 40.0)
+
+
+def call_seed(utt: str) -> int:
+    """Seed in [0, 2**32) of the telephone call of the utterance with that id.
+
+    >>> call_seed("tel-a") == call_seed("sp0.9-tel-a")
+    False
+    """
+    return int(hashlib.sha256(utt.encode()).hexdigest()[:8], 16)
 
 
 def through_telephone(
@@ -205,7 +215,7 @@ def _record(
     peak = np.abs(heard).max()
     if peak > _HEADROOM:
         heard = heard * (_HEADROOM / peak)
-    return np.rint(heard * (_FULL_SCALE - 1)).astype(np.int16)
+    return np.rint(heard * (FULL_SCALE - 1)).astype(np.int16)
 
 
 def _noise(length: int, rng: np.random.Generator) -> np.ndarray:

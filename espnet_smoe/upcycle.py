@@ -22,31 +22,20 @@ import torch
 from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
 from espnet_smoe.compare_route import compare_dense
+from espnet_smoe.counterparts import SurgeryError, expert_key, expert_maps
 from espnet_smoe.dense import (
     DenseModel,
-    SurgeryError,
-    expert_key,
-    expert_maps,
     read_dense,
     routes_of,
-    stock_options,
     write_statistics,
 )
 from espnet_smoe.files import write_atomically
+from espnet_smoe.fit import check_fit
 from espnet_smoe.guide import GuideError, GuideTable
 
 __all__ = ["upcycle"]
 
 _TOLERANCE = 1e-5  # largest difference of outputs; sums may run in another order
-
-# options that change nothing in inference
-_TRAINING_ONLY = {
-    "dropout_rate", "positional_dropout_rate", "attention_dropout_rate",
-    "self_attention_dropout_rate", "src_attention_dropout_rate", "use_sdpa",
-    "use_flash_attn", "stochastic_depth_rate", "layer_drop_rate", "padding_idx",
-    "max_pos_emb_len", "ctc_trim", "interctc_layer_idx", "gradient_checkpoint_layers",
-    "pos_enc_class", "positionwise_conv_kernel_size", "stats_file",
-}  # fmt: skip
 
 Experts = Mapping[str, Sequence[DenseModel]]
 """``encoder``, ``decoder`` -> the model that each expert comes from."""
@@ -94,7 +83,7 @@ def upcycle(
         raise SurgeryError("name a dense experiment to begin with")
     warnings = []
     for model in dense.values():
-        warnings += _check_fit(model, options, config, parts)
+        warnings += check_fit(model, options, config, parts)
     base = _mean(list(dense.values())) if shared is None else dense[shared]
     experts = _experts(
         options, {guide: dense[path] for guide, path in sources.items()}, base, parts
@@ -135,65 +124,6 @@ def _only(model: DenseModel, parts: Sequence[str]) -> DenseModel:
     state = {k: v for k, v in model.state.items() if k.split(".", 1)[0] in parts}
     left = [k for k in model.state if k not in state]
     return dataclasses.replace(model, state=state, left=tuple(left))
-
-
-def _check_fit(
-    model: DenseModel, options: Namespace, config: Path, parts: Sequence[str]
-) -> list[str]:
-    """Refuse a model that computes something else than ours; returns warnings."""
-    warnings = []
-    for part in ("encoder", "decoder", "frontend"):
-        if part not in parts:
-            continue
-        if part not in model.options:
-            raise SurgeryError(
-                f"{model.name} has no Transformer decoder, but {config} has one; "
-                "--encoder_only leaves it fresh"
-            )
-        theirs = model.options[part]
-        ours = stock_options(part, getattr(options, f"{part}_conf"))
-        other = [
-            k
-            for k in sorted(set(theirs) & set(ours) - _TRAINING_ONLY)
-            if theirs[k] != ours[k]
-        ]
-        if other == ["center"]:
-            warnings.append(
-                f"{model.name} centred its frames; here they are not, so that the "
-                "first and last frames of an utterance are new to it"
-            )
-        elif other:
-            sides = ", ".join(
-                f"{k} {theirs[k]!r} there and {ours[k]!r} here" for k in other
-            )
-            raise SurgeryError(
-                f"the {part} of {model.name} is not that of {config}: {sides}"
-            )
-    if model.normalize[0] != options.normalize:
-        raise SurgeryError(
-            f"{model.name} has normalize {model.normalize[0]!r}, but {config} has "
-            f"{options.normalize!r}"
-        )
-    if "decoder" in parts:
-        _check_vocabulary(model, options, config)
-    return warnings
-
-
-def _check_vocabulary(model: DenseModel, options: Namespace, config: Path) -> None:
-    from espnet_smoe.tokens import read_token_list
-
-    ours = read_token_list(options.token_list)
-    if list(model.tokens) != ours:
-        pairs = zip(model.tokens, ours, strict=False)
-        place = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
-        where = ""
-        if place is not None:
-            where = f": token {place} is {model.tokens[place]!r} and {ours[place]!r}"
-        raise SurgeryError(
-            f"{model.name} has a vocabulary of {len(model.tokens)} tokens, "
-            f"{options.token_list} one of {len(ours)}{where}; --encoder_only leaves "
-            "decoder and CTC fresh"
-        )
 
 
 def _mean(models: Sequence[DenseModel]) -> DenseModel:

@@ -10,7 +10,7 @@ import yaml
 from espnet2.tasks.asr import ASRTask
 from tiny_experiment import CONF, Experiment, write_conf
 
-from espnet_smoe.dense import stock_options
+from espnet_smoe.counterparts import stock_options
 from espnet_smoe.task import SMoETask
 from espnet_smoe.train import read_options
 

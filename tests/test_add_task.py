@@ -17,7 +17,7 @@ from espnet_smoe import Speech2Text
 from espnet_smoe.bin import smoe_add_task, smoe_train
 from espnet_smoe.checkpoint import load_model
 from espnet_smoe.config import ConfigError
-from espnet_smoe.dense import expert_key
+from espnet_smoe.counterparts import expert_key
 from espnet_smoe.extract import extract
 from espnet_smoe.guide import TASK, GuideError
 from espnet_smoe.search import RowSearch, SearchConfig
@@ -141,7 +141,7 @@ def assert_same(a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
         assert torch.equal(x, y)
 
 
-def test_old_outputs_stay_to_the_bit_when_the_new_task_is_trained(
+def test_p8_old_outputs_stay_to_the_bit_when_the_new_task_is_trained(
     experiment: Experiment, trained: Path
 ):
     assert_same(outputs(experiment.exp), outputs(trained))

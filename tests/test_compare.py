@@ -11,7 +11,7 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 from test_score import naive_distance, random_texts
 
-from espnet_smoe import compare as module
+from espnet_smoe import metrics as module
 from espnet_smoe.compare import compare, p_value, read_run, score_system
 from espnet_smoe.datadir import Utterance, write_datadir
 from espnet_smoe.metrics import RESAMPLES, SEED, ScoreError
@@ -142,7 +142,7 @@ def test_p_of_chance_differences_is_about_uniform(monkeypatch):
             dataclasses.make_dataclass("M", ["counts", "rate"])(c, r)
             for _, c, r in rates
         ]
-        resampled = [module.resampled_mean([m]) for m in measures]
+        resampled = [module.resampled(m.counts, m.rate) for m in measures]
         values.append(p_value(rates[1][0] - rates[0][0], resampled[1] - resampled[0]))
     for level in (0.1, 0.25, 0.5, 0.75):
         # four standard deviations of a share of 200

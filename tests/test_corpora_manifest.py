@@ -12,8 +12,8 @@ from espnet_smoe.bandwidth import detect_bandwidth
 from espnet_smoe.bin.smoe_data import main
 from espnet_smoe.corpora.demo_speech import Delivery, Engine, Voice
 from espnet_smoe.corpora.manifest import ManifestError, prepare_manifest
-from espnet_smoe.datadir import load_dumped, read_datadir
-from espnet_smoe.dump import dump
+from espnet_smoe.datadir import read_datadir
+from espnet_smoe.dump import dump, load_dumped
 from espnet_smoe.files import read_table
 from espnet_smoe.guide import GuideTable
 

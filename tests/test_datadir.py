@@ -6,8 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from espnet_smoe.datadir import Utterance, call_seed, read_datadir, write_datadir
+from espnet_smoe.datadir import Utterance, read_datadir, write_datadir
 from espnet_smoe.files import DataDirError, read_table, write_atomically, write_table
+from espnet_smoe.telephone import call_seed
 
 
 def utterance(name="a", **changes):

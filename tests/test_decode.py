@@ -14,7 +14,8 @@ from tiny_experiment import write_dump
 from espnet_smoe import Speech2Text
 from espnet_smoe.audio import to_model_rate
 from espnet_smoe.bin import smoe_inference
-from espnet_smoe.datadir import Utterance, load_dumped, read_datadir, write_datadir
+from espnet_smoe.datadir import Utterance, read_datadir, write_datadir
+from espnet_smoe.dump import load_dumped
 
 pytest_plugins = ["fixtures_exp"]
 

@@ -13,10 +13,11 @@ import soundfile
 from espnet_smoe import dump as stages
 from espnet_smoe.audio import change_speed, narrow_band, read_audio, to_model_rate
 from espnet_smoe.bin import smoe_dump, smoe_filter, smoe_perturb_speed
-from espnet_smoe.datadir import Utterance, call_seed, read_datadir, write_datadir
-from espnet_smoe.dump import DumpError, dump, filter_by_length, perturb_speed
+from espnet_smoe.datadir import Utterance, read_datadir, write_datadir
+from espnet_smoe.dump import DumpError, dump, filter_by_length
 from espnet_smoe.files import read_table
-from espnet_smoe.telephone import TelephoneLine, through_telephone
+from espnet_smoe.speed import perturb_speed
+from espnet_smoe.telephone import TelephoneLine, call_seed, through_telephone
 
 RATES = {"a": 8000, "b": 16_000, "c": 44_100, "d": 48_000}
 

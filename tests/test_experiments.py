@@ -15,14 +15,8 @@ from espnet_smoe.bin.smoe_experiments import main
 from espnet_smoe.config import ConfigError
 from espnet_smoe.cost import measure_cost
 from espnet_smoe.datadir import read_datadir
-from espnet_smoe.experiments import (
-    Model,
-    Places,
-    Run,
-    check_recorded,
-    plan,
-    read_list,
-)
+from espnet_smoe.experiments import Places, Run, check_recorded, plan
+from espnet_smoe.experiments_list import Model, read_list
 from espnet_smoe.report import write_report
 from espnet_smoe.score import score_sets
 

@@ -19,7 +19,7 @@ from tiny_experiment import CONF, Experiment, write_conf
 
 from espnet_smoe import Speech2Text
 from espnet_smoe.bin import smoe_extract
-from espnet_smoe.dense import SurgeryError, expert_key
+from espnet_smoe.counterparts import SurgeryError, expert_key
 from espnet_smoe.extract import extract
 from espnet_smoe.guide import GuideError
 from espnet_smoe.task import SMoETask
@@ -121,7 +121,7 @@ def host(eager: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ROUTES)
-def test_the_host_alone_gives_the_same_bits(host: Path, eager: Path, name: str):
+def test_p7_the_host_alone_gives_the_same_bits(host: Path, eager: Path, name: str):
     s2t = Speech2Text.from_pretrained(eager)
     model, route = s2t.model, ROUTES[name]
     token_list = model.token_list

@@ -14,8 +14,8 @@ import pytest
 import soundfile
 
 from espnet_smoe.audio import resample, to_model_rate
-from espnet_smoe.datadir import Utterance, load_dumped, read_datadir, write_datadir
-from espnet_smoe.dump import dump
+from espnet_smoe.datadir import Utterance, read_datadir, write_datadir
+from espnet_smoe.dump import dump, load_dumped
 from espnet_smoe.guide import GuideTable
 from espnet_smoe.query import make_query
 

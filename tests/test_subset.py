@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from espnet_smoe.bin import smoe_subset
-from espnet_smoe.datadir import Utterance, load_dumped, read_datadir, write_datadir
+from espnet_smoe.datadir import Utterance, read_datadir, write_datadir
+from espnet_smoe.dump import load_dumped
 from espnet_smoe.files import DataDirError
 from espnet_smoe.guide import GuideTable
 from espnet_smoe.preprocess import make_targets

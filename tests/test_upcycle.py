@@ -17,13 +17,13 @@ from tiny_experiment import CONF, Experiment, write_conf
 from espnet_smoe import Speech2Text
 from espnet_smoe.bin import smoe_train, smoe_upcycle
 from espnet_smoe.checkpoint import load_model
-from espnet_smoe.dense import (
+from espnet_smoe.counterparts import (
     SurgeryError,
     expert_key,
     expert_maps,
-    read_dense,
     stock_options,
 )
+from espnet_smoe.dense import read_dense
 
 pytest_plugins = ["fixtures_exp"]
 

@@ -28,7 +28,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def _perturb(args: argparse.Namespace) -> None:
-    from espnet_smoe.dump import perturb_speed
+    from espnet_smoe.speed import perturb_speed
 
     perturb_speed(args.in_dir, args.out_dir, args.factors)
 

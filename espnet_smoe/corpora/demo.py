@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from espnet_smoe.audio import MODEL_RATE, NARROWBAND_RATE
+from espnet_smoe.audio import FULL_SCALE, MODEL_RATE, NARROWBAND_RATE
 from espnet_smoe.corpora.demo_plan import SPLITS, Reading, plan
 from espnet_smoe.corpora.demo_speech import Engine, SpeechError
 from espnet_smoe.datadir import Utterance, write_datadir
@@ -180,7 +180,7 @@ class _Recorder:
             file = io.BytesIO()
             soundfile.write(file, samples, rate, format="WAV", subtype=subtype)
             path.write_bytes(file.getvalue())
-            heard = examine(samples / np.float32(1 << 15), rate, self.mode)
+            heard = examine(samples / np.float32(FULL_SCALE), rate, self.mode)
             recorded[utt] = _Recorded(rate, len(samples), heard)
         return recorded
 
@@ -189,7 +189,7 @@ class _Recorder:
         spoken = self.engine.speak(
             reading.english, reading.speaker.voice, reading.delivery, reading.seed
         )
-        samples = spoken / (1 << 15)
+        samples = spoken / FULL_SCALE
         loud = np.flatnonzero(np.abs(samples) > _SILENCE)
         if not loud.size:
             raise SpeechError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from espnet_smoe.datadir import Utterance, call_seed
+from espnet_smoe.datadir import Utterance
 from espnet_smoe.guide import BANDWIDTH
+from espnet_smoe.telephone import call_seed
 
 __all__ = ["twin_name", "with_narrowband_twins"]
 
