@@ -19,9 +19,16 @@ from espnet_smoe.dump import load_dumped
 from espnet_smoe.guide import TASK, token
 from espnet_smoe.inference import Speech2Text
 from espnet_smoe.model import SMoEModel
+from espnet_smoe.probe import (
+    outputs_of,
+    prompt_of,
+    random_features,
+    random_text,
+    route_ids,
+    score_text,
+)
 from espnet_smoe.query import Query
 from espnet_smoe.search import SearchConfig
-from espnet_smoe.tokens import special_ids
 
 __all__ = ["compare_decoding", "compare_dense", "compare_outputs"]
 
@@ -50,7 +57,7 @@ def compare_outputs(
     speech = 0.1 * torch.randn(2, 3 * MODEL_RATE, generator=generator)
     lengths = torch.tensor([speech.size(1), speech.size(1) * 2 // 3])
     speech[1, lengths[1] :] = 0.0
-    ids = _ids(model, route)
+    ids = route_ids(model, route)
     ids.pop(TASK)
     ours, frames = model.encode(speech, lengths, ids)
     theirs, host_frames = host.encode(speech, lengths)
@@ -58,10 +65,10 @@ def compare_outputs(
         raise SurgeryError(
             f"{frames.tolist()} encoded frames, but {host_frames.tolist()} by the host"
         )
-    text = _text(model, generator)
-    scores = _scores(model.decoder, model, _prompt(model, route), text, ours, frames)
-    host_prompt = [host.token_list.index(token(guide)) for guide in route.values()]
-    host_scores = _scores(host.decoder, model, host_prompt, text, theirs, frames)
+    text, prompt = random_text(model), prompt_of(model, route)
+    scores = score_text(model.decoder, prompt, text, ours, frames)
+    symbols = [host.token_list.index(token(guide)) for guide in route.values()]
+    host_scores = score_text(host.decoder, [host.sos, *symbols], text, theirs, frames)
     return {
         "difference_encoder": _largest(ours - theirs, frames),
         "difference_decoder": float((scores - host_scores).abs().max()),
@@ -84,56 +91,19 @@ def compare_dense(
         ``difference_encoder`` and, with a decoder, ``difference_decoder``, see
         ``compare_outputs``.
     """
-    generator = torch.Generator().manual_seed(0)
-    width = model.frontend.output_size()
-    feats = torch.randn(2, 200, width, generator=generator)
-    lengths = torch.tensor([200, 140])
-    feats[1, lengths[1] :] = 0.0
-    expert_ids = model.encoder.expert_ids_of(_ids(model, route))
-    ours, frames, _ = model.encoder(feats, lengths, expert_ids)
-    theirs, _, _ = dense.encoder()(feats, lengths)
+    ours, frames, scores = outputs_of(model, route)
+    theirs, _, _ = dense.encoder()(*random_features(model))
     found = {"difference_encoder": _largest(ours - theirs, frames)}
     if with_decoder:
-        text, prompt = _text(model, generator), _prompt(model, route)
-        scores = _scores(model.decoder, model, prompt, text, ours, frames)
-        others = _scores(dense.decoder(), model, prompt, text, theirs, frames)
+        text, prompt = random_text(model), prompt_of(model, route)
+        others = score_text(dense.decoder(), prompt, text, theirs, frames)
         found["difference_decoder"] = float((scores - others).abs().max())
     return found
 
 
-def _ids(model: SMoEModel, route: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Guide ids of two utterances, axis -> (2,) int64."""
-    axes = model.guides.axes
-    return {a.name: torch.full((2,), a.index(route[a.name])) for a in axes}
-
-
-def _prompt(model: SMoEModel, route: Mapping[str, str]) -> list[int]:
-    axes = model.guides.axes
-    return [model.guide_token_ids[a.name][a.index(route[a.name])] for a in axes]
-
-
-def _text(model: SMoEModel, generator: torch.Generator) -> torch.Tensor:
-    """(2, 12) int64, no special token."""
-    first = len(special_ids(model.token_list))
-    return torch.randint(first, model.eos, (2, 12), generator=generator)
-
-
-def _scores(
-    decoder: torch.nn.Module,
-    model: SMoEModel,
-    prompt: list[int],
-    text: torch.Tensor,
-    memory: torch.Tensor,
-    frames: torch.Tensor,
-) -> torch.Tensor:
-    """Scores of a decoder before the softmax, (2, U, V)."""
-    ys = torch.cat([torch.tensor([[model.sos, *prompt]] * 2), text], dim=1)
-    return decoder(memory, frames, ys, torch.full((2,), ys.size(1)))[0]
-
-
 def _largest(difference: torch.Tensor, frames: torch.Tensor) -> float:
     """Largest absolute entry of (B, T, D) in the frames that are valid."""
-    # max() of a list would not see a NaN
+    # max() of a list could lose a NaN
     valid = [difference[i, : int(n)] for i, n in enumerate(frames)]
     return float(torch.cat(valid).abs().max())
 

@@ -114,12 +114,12 @@ def extract(
             **compare_outputs(model.eval(), host, route),
             "usage": _usage(model, route, out_dir),
         }
-        worst = max(report["difference_encoder"], report["difference_decoder"])
-        if worst != 0.0:
-            raise SurgeryError(
-                f"the host's model of {experiment} differs from ours by {worst}; "
-                "expected no difference at all"
-            )
+        for stack in ("encoder", "decoder"):
+            if (difference := report[f"difference_{stack}"]) != 0.0:  # nor is a NaN
+                raise SurgeryError(
+                    f"the {stack} of the host's model of {experiment} differs from "
+                    f"ours by {difference}; expected no difference at all"
+                )
         if data_dir is not None:
             decoded = compare_decoding(checkpoint, folder, route, data_dir)
             report["decoding"] = decoded

@@ -185,6 +185,11 @@ def test_a_second_task_leaves_the_first_added_one(trained: Path, tmp_path: Path)
     assert "decoder.added.st_fr" in learning
     assert "decoder.added.st_es" not in learning
     assert {expert_key(n).expert for n in learning if expert_key(n)} == {3}
+    # the new parts are copies at first: only when they have moved do they tell
+    state = state_of(tmp_path / "exp")
+    torch.save({k: v + (k in learning) for k, v in state.items()}, tmp_path / "moved")
+    (tmp_path / "moved").replace(tmp_path / "exp" / FILE)
+    assert_same(outputs(trained, tasks), outputs(tmp_path / "exp", tasks))
 
 
 def test_an_added_task_can_be_extracted(trained: Path, tmp_path: Path):
@@ -213,6 +218,19 @@ def test_a_prepared_token_is_never_emitted_before_or_after(
     before, after = hypotheses(exp), hypotheses(tmp_path / "new")
     assert before == after
     assert not any(6 in ids for ids, *_ in before)
+
+
+def test_outputs_that_are_no_numbers_prove_nothing(
+    experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    exp = experiment.copy(tmp_path / "exp")
+    state = state_of(exp)
+    state["decoder.output_layer.bias"][7] = math.nan
+    (exp / FILE).unlink()
+    torch.save(state, exp / FILE)
+    assert add(exp, tmp_path / "new") == 1
+    assert "nan" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from espnet_smoe.experiments_list import read_list
 from espnet_smoe.gated import GatedFFNBank
 from espnet_smoe.guide import read_guides
 from espnet_smoe.search import SearchConfig
@@ -17,6 +18,7 @@ from espnet_smoe.task import SMoETask
 CONF = Path(__file__).parents[1] / "conf"
 TRAIN = sorted(CONF.rglob("train*.yaml"))
 DECODE = sorted(CONF.rglob("decode*.yaml"))
+EXPERIMENTS = sorted(CONF.rglob("experiments*.yaml"))
 CONDITIONS = [(b, t) for b in ("nb", "wb") for t in ("asr", "st_de")]
 SINGLE = [f"single_{b}_{t}" for b, t in CONDITIONS]
 BASELINES = ("dense", "dense_guided", "dense_wide", "gated", *SINGLE)
@@ -31,10 +33,10 @@ def read(path: Path) -> dict:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def options(path: Path, token_list: Path) -> argparse.Namespace:
+def options(path: Path, token_list: Path, *more: str) -> argparse.Namespace:
     command = [
         "--config", str(path), "--token_list", str(token_list),
-        "--bpemodel", "bpe.model", "--output_dir", "exp",
+        "--bpemodel", "bpe.model", "--output_dir", "exp", *more,
     ]  # fmt: skip
     return SMoETask.get_parser().parse_args(command)
 
@@ -50,8 +52,7 @@ def token_list(tmp_path: Path) -> Path:
 
 def test_every_yaml_is_a_conf_of_training_decoding_or_experiments() -> None:
     found = sorted(CONF.rglob("*.yaml"))
-    experiments = [CONF / "demo" / "experiments.yaml"]
-    assert found == sorted(TRAIN + DECODE + experiments)
+    assert found == sorted(TRAIN + DECODE + EXPERIMENTS)
     kinds = ("smoe", "smoe_encoder", "smoe_decoder", *BASELINES)
     assert {
         f"{folder}train_{kind}.yaml" for folder in ("", "demo/") for kind in kinds
@@ -134,6 +135,19 @@ def test_first_line_says_what_it_is(path: Path) -> None:
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
     assert first.endswith(".")
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_every_system_of_a_list_builds(
+    path: Path, token_list: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(CONF.parent)
+    experiments = read_list(path)
+    for system in experiments.systems:
+        for model in system.models:
+            changes = [*model.smoe_args.split(), "--scheduler_conf", "total_steps=9"]
+            args = options(Path(model.train_config), token_list, *changes)
+            SMoETask.build_all(args)
 
 
 @pytest.mark.parametrize("path", DECODE, ids=name_of)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -237,6 +238,23 @@ def test_a_route_that_does_not_exist_is_refused(
     assert smoe_extract.main(command) == 1
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "stack"),
+    [("encoder.after_norm.bias", "encoder"), ("decoder.output_layer.bias", "decoder")],
+)
+def test_outputs_that_are_no_numbers_prove_nothing(
+    eager: Path, tmp_path: Path, name: str, stack: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(eager, broken)
+    state = torch.load(eager / "valid.acc.ave.pth", weights_only=True)
+    state[name][7] = math.nan
+    torch.save(state, broken / "valid.acc.ave.pth")
+    with pytest.raises(SurgeryError, match=rf"the {stack} .* differs from ours by nan"):
+        extract(broken, ROUTES["nb_asr"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_three_axes_are_the_hosts_prompt_with_its_no_timestamps(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,20 @@ def test_what_the_host_computes_otherwise_is_refused(
     assert "centred its frames" in capsys.readouterr().out
 
 
+def test_as_many_other_tokens_are_refused(
+    experiment: Experiment, dense: Path, tmp_path: Path, capsys
+):
+    swapped = tmp_path / "swapped"
+    shutil.copytree(dense, swapped)
+    config = yaml.safe_load((swapped / "config.yaml").read_text())
+    a, b = config["token_list"][8:10]
+    config["token_list"][8:10] = b, a
+    (swapped / "config.yaml").write_text(yaml.safe_dump(config))
+    assert upcycle(experiment, tmp_path / "exp", "--dense", swapped) == 1
+    assert f"token 8 is {b!r} and {a!r}" in capsys.readouterr().err
+    assert not (tmp_path / "exp").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -286,6 +301,22 @@ def test_sources_that_do_not_fit_are_refused(
     options = [o.format(**paths) for o in options]
     assert upcycle(experiment, tmp_path / "exp", *options) == 1
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "exp").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["encoder.after_norm.weight", "decoder.output_layer.bias"]
+)
+def test_outputs_that_are_no_numbers_prove_nothing(
+    experiment: Experiment, dense: Path, tmp_path: Path, capsys, name: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(dense, broken)
+    state = state_of(dense)
+    state[name][3] = math.nan
+    torch.save(state, broken / FILE)
+    assert upcycle(experiment, tmp_path / "exp", "--dense", broken) == 1
+    assert "nan" in capsys.readouterr().err
     assert not (tmp_path / "exp").exists()
 
 
