@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from espnet_smoe.files import some_of
 from espnet_smoe.guide import ExpertMap, GuideTable
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "check_device",
     "check_keys",
     "check_number",
+    "check_out_dir",
 ]
 
 
@@ -210,6 +213,25 @@ def check_number(name: str, value: object, kind: type = float) -> None:
     if isinstance(value, bool) or not isinstance(value, wanted):
         number = "a whole number" if kind is int else "a number"
         raise ConfigError(f"{name} must be {number}, got {value!r}")
+
+
+def check_out_dir(out_dir: Path, own: Collection[str]) -> None:
+    """Refuse a folder that holds anything but an earlier result: it is replaced.
+
+    Args:
+        own: names of what the tool writes there.
+
+    Raises:
+        ConfigError: names what stands there.
+    """
+    if out_dir.exists() and not out_dir.is_dir():
+        raise ConfigError(f"{out_dir} is no folder")
+    found = sorted(p.name for p in out_dir.iterdir()) if out_dir.exists() else []
+    if others := [name for name in found if name not in own]:
+        raise ConfigError(
+            f"{out_dir} holds {some_of(others)}; expected a new folder or one of an "
+            "earlier run, since it is replaced"
+        )
 
 
 def check_device(device: str, count: int = 1) -> None:

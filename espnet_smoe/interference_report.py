@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import espnet_smoe
 from espnet_smoe.comparison import ATTENTION, WITH_CTC
-from espnet_smoe.config import ConfigError
-from espnet_smoe.files import some_of, write_atomically
+from espnet_smoe.config import check_out_dir
+from espnet_smoe.files import write_atomically
 from espnet_smoe.interference import Row
 from espnet_smoe.palette import COLOURS
 from espnet_smoe.places import FFNS, PARTS
@@ -23,29 +23,15 @@ if TYPE_CHECKING:
 
     from espnet_smoe.interference_data import Measured
 
-__all__ = ["check_target", "ranking", "write_interference"]
+__all__ = ["FILES", "ranking", "write_interference"]
 
-_FILES = ("interference.json", "interference.md", "interference.png")
+FILES = ("interference.json", "interference.md", "interference.png")
+"""What is written."""
+
 _MARKERS = ("o", "s", "^", "D")
 
 Pair = tuple[str, str, str]
 """Axis and two of its guides."""
-
-
-def check_target(out_dir: Path) -> None:
-    """Refuse a folder that holds anything but an earlier result: it is replaced.
-
-    Raises:
-        ConfigError: names what stands there.
-    """
-    if out_dir.exists() and not out_dir.is_dir():
-        raise ConfigError(f"{out_dir} is no folder")
-    found = sorted(p.name for p in out_dir.iterdir()) if out_dir.exists() else []
-    if others := [name for name in found if name not in _FILES]:
-        raise ConfigError(
-            f"{out_dir} holds {some_of(others)}; expected a new folder or one of an "
-            "earlier run, since it is replaced"
-        )
 
 
 def write_interference(
@@ -59,7 +45,7 @@ def write_interference(
     Returns:
         The text of ``interference.md``.
     """
-    check_target(out_dir)
+    check_out_dir(out_dir, FILES)
     made = {
         **settings,
         "utterances": measured.utterances,

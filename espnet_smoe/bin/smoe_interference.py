@@ -52,10 +52,11 @@ def main(cmd: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if cmd is None else cmd)
 
     def call(args: argparse.Namespace) -> None:
+        from espnet_smoe.config import check_out_dir
         from espnet_smoe.interference_data import measure_datadir
-        from espnet_smoe.interference_report import check_target, write_interference
+        from espnet_smoe.interference_report import FILES, write_interference
 
-        check_target(args.out_dir)
+        check_out_dir(args.out_dir, FILES)
         measured = measure_datadir(
             args.exp_dir,
             args.inference_model,
