@@ -13,8 +13,9 @@ random there (dropout, SpecAugment), and batch norm uses its running statistics.
 
 Two tasks are compared on the utterances that have both references, so that only the
 task differs. Two bandwidths never share an utterance: their gradients differ by chance
-too. Hence the ``control``, two random halves of the same utterances with equal shares
-of each bandwidth; what the bandwidths lie below it is theirs.
+too. Hence the ``control``, the same utterances parted at random into sides of the same
+sizes, each with equal shares of both bandwidths; what the bandwidths lie below it is
+theirs.
 
 Source: gradient cosines between tasks as in PCGrad (arXiv 2001.06782).
 """
@@ -29,8 +30,8 @@ from dataclasses import dataclass
 
 import torch
 
-from espnet_smoe.comparison import ATTENTION, Comparison, Condition, Skipped
 from espnet_smoe.config import ConfigError
+from espnet_smoe.guide_pairs import ATTENTION, Condition, GuidePair, Skipped
 from espnet_smoe.model import SMoEModel
 from espnet_smoe.places import Place, apart, places_of
 from espnet_smoe.rows import IGNORE, add_prompt, smoothed_cross_entropy
@@ -52,18 +53,19 @@ class Piece:
         data: what ``SMoEModel.forward`` takes, on the model's device.
         guides: utterance axis -> guide.
         tasks: the references that every utterance has.
-        half: 0 or 1, the half of the control that they belong to.
+        rank: in [0, 1), of any of them: where in a random order of all utterances
+            with the same guides and tasks they stand. No control parts them.
     """
 
     data: Mapping[str, torch.Tensor]
     guides: Mapping[str, str]
     tasks: frozenset[str]
-    half: int
+    rank: float
 
 
 @dataclass(frozen=True)
 class Row:
-    """The cosine of one comparison at one place.
+    """The cosine of one pair of guides at one place.
 
     Args:
         block: number of the block, None = all blocks together.
@@ -91,9 +93,9 @@ class Row:
 def measure(
     model: SMoEModel,
     batches: Iterable[Sequence[Piece]],
-    comparisons: Sequence[Comparison],
+    pairs: Sequence[GuidePair],
 ) -> tuple[list[Row], list[Skipped]]:
-    """The cosine of every comparison at every place.
+    """The cosine of every pair at every place.
 
     Kept are two gradients per condition, of a batch and of all so far, whatever the
     number of batches. Parameters, their ``grad`` and buffers stay as they are.
@@ -112,34 +114,34 @@ def measure(
     if model.training:
         raise ConfigError("gradients are compared in evaluation mode: call eval()")
     tensors, places = places_of(model)
-    asked: dict[Comparison, list[Place]] = {}
+    asked: dict[GuidePair, list[Place]] = {}
     skipped: dict[Skipped, None] = {}
-    for comparison, place in itertools.product(comparisons, places):
-        pair = (comparison.axis, comparison.a, comparison.b)
+    for compared, place in itertools.product(pairs, places):
+        pair = (compared.axis, compared.a, compared.b)
         if guided := apart(model, place, *pair):
             skipped[Skipped(*pair, place.name, guided)] = None
-        elif place.stack == "encoder" or comparison.loss == ATTENTION:
-            asked.setdefault(comparison, []).append(place)
+        elif place.stack == "encoder" or compared.loss == ATTENTION:
+            asked.setdefault(compared, []).append(place)
     conditions = list(dict.fromkeys(side for c in asked for side in c.sides))
     sums = {c: _Gradient(len(tensors)) for c in conditions}
-    values: dict[tuple[Comparison, str], list[float]] = {
+    values: dict[tuple[GuidePair, str], list[float]] = {
         (c, place.name): [] for c, where in asked.items() for place in where
     }
     for batch in batches:
         of_batch = {c: _Gradient(len(tensors)) for c in conditions}
         for piece in batch:
             _add_piece(of_batch, model, tensors, piece)
-        for comparison, where in asked.items():
-            cosines = _cosines(*(of_batch[side] for side in comparison.sides), where)
+        for compared, where in asked.items():
+            cosines = _cosines(*(of_batch[side] for side in compared.sides), where)
             for place, value in zip(where, cosines, strict=True):
-                values[comparison, place.name] += [] if value is None else [value]
+                values[compared, place.name] += [] if value is None else [value]
         for condition, gradient in of_batch.items():
             sums[condition].add(gradient.tensors, 1.0)
     rows = []
-    for comparison, where in asked.items():
-        totals = _cosines(*(sums[side] for side in comparison.sides), where)
+    for compared, where in asked.items():
+        totals = _cosines(*(sums[side] for side in compared.sides), where)
         rows += [
-            _row(comparison, place, values[comparison, place.name], total)
+            _row(compared, place, values[compared, place.name], total)
             for place, total in zip(where, totals, strict=True)
         ]
     return rows, list(skipped)
@@ -166,7 +168,7 @@ def _add_piece(
     piece: Piece,
 ) -> None:
     """Add the gradients of a piece to those of the conditions that it meets."""
-    met = [c for c in gradients if c.meets(piece.guides, piece.tasks, piece.half)]
+    met = [c for c in gradients if c.meets(piece.guides, piece.tasks, piece.rank)]
     for name, loss in losses_of(model, piece).items():
         weights = {c: _weight(model, c, name) for c in met}
         if not any(weights.values()):
@@ -190,18 +192,18 @@ def _weight(model: SMoEModel, condition: Condition, loss: str) -> float:
 
 
 def _row(
-    comparison: Comparison, place: Place, values: Sequence[float], total: float | None
+    compared: GuidePair, place: Place, values: Sequence[float], total: float | None
 ) -> Row:
     error = None
     if len(values) > 1:
         error = statistics.stdev(values) / math.sqrt(len(values))
     return Row(
-        axis=comparison.axis,
-        a=comparison.a,
-        b=comparison.b,
-        loss=comparison.loss,
-        control=comparison.control,
-        matched=comparison.matched,
+        axis=compared.axis,
+        a=compared.a,
+        b=compared.b,
+        loss=compared.loss,
+        control=compared.control,
+        matched=compared.matched,
         place=place.name,
         stack=place.stack,
         block=place.block,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import logging
 import random
@@ -12,21 +13,21 @@ from pathlib import Path
 from espnet2.train.collate_fn import CommonCollateFn
 
 from espnet_smoe.checkpoint import load_model
-from espnet_smoe.comparison import Skipped, compare
 from espnet_smoe.config import ConfigError, check_device
 from espnet_smoe.datadir import Utterance, read_datadir
 from espnet_smoe.dump import load_dumped
+from espnet_smoe.guide_pairs import Skipped, cuts_of, pairs_of
 from espnet_smoe.interference import Piece, Row, measure
 from espnet_smoe.preprocess import SMoEPreprocessor, make_targets
 from espnet_smoe.progress import progress
 from espnet_smoe.rows import IGNORE
 
-__all__ = ["Alike", "Measured", "deal", "measure_datadir"]
+__all__ = ["Card", "Measured", "alike", "deal", "measure_datadir"]
 
 logger = logging.getLogger(__name__)
 
-Alike = tuple[int, list[Utterance]]
-"""A half of the control, and utterances of the same guides and tasks."""
+Card = tuple[float, Utterance]
+"""An utterance and its rank, see ``Piece``."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ class Measured:
 
 def deal(
     utterances: Sequence[Utterance], batch_size: int, seed: int
-) -> list[list[Alike]]:
-    """Batches of like composition, each as groups of utterances that are alike.
+) -> list[list[Card]]:
+    """Batches of like composition.
 
-    Utterances of the same guides and tasks are shuffled, halved, and dealt out in
-    turn. Which half an utterance belongs to does not depend on ``batch_size``.
+    Utterances of the same guides and tasks are shuffled, ranked, and dealt out in
+    turn. The rank of an utterance does not depend on ``batch_size``.
 
     Args:
         batch_size: utterances a batch, at most.
@@ -59,22 +60,32 @@ def deal(
     random.Random(seed).shuffle(shuffled)
     kinds: dict[tuple, list[Utterance]] = {}
     for utt in shuffled:
-        kind = (*sorted(utt.guides.items()), *sorted(utt.texts))
-        kinds.setdefault(kind, []).append(utt)
+        kinds.setdefault(_kind(utt), []).append(utt)
     cards = [
-        (kind, half, utt)
-        for kind, utts in sorted(kinds.items(), key=lambda item: str(item[0]))
-        for half in (0, 1)
-        for utt in utts[half::2]
+        ((n + 0.5) / len(utts), utt)
+        for _, utts in sorted(kinds.items(), key=lambda item: str(item[0]))
+        for n, utt in enumerate(utts)
     ]
     number = -(-len(cards) // batch_size)
-    return [
-        [
-            (half, [utt for _, _, utt in alike])
-            for (_, half), alike in itertools.groupby(cards[n::number], lambda c: c[:2])
-        ]
-        for n in range(number)
-    ]
+    return [cards[n::number] for n in range(number)]
+
+
+def alike(batch: Sequence[Card], cuts: Sequence[float]) -> list[list[Card]]:
+    """The cards of a batch in groups of the same guides and tasks that no cut parts.
+
+    Args:
+        cuts: ranks, in order.
+    """
+
+    def group(card: Card) -> tuple:
+        return _kind(card[1]), bisect.bisect_right(cuts, card[0])
+
+    # cards of a kind stand together, in the order of their ranks
+    return [list(cards) for _, cards in itertools.groupby(batch, group)]
+
+
+def _kind(utt: Utterance) -> tuple:
+    return (*sorted(utt.guides.items()), *sorted(utt.texts))
 
 
 def measure_datadir(
@@ -108,37 +119,40 @@ def measure_datadir(
             raise ConfigError(f"{folder} is missing; run {stage} first")
     check_device(device)
     model, bpemodel = load_model(exp_dir / "config.yaml", exp_dir / inference_model)
-    model.to(device).eval()
+    # what train_only keeps from training has gradients too
+    model.to(device).eval().requires_grad_(True)
     utterances = read_datadir(data_dir)
     guides = {axis.name: axis.guides for axis in model.guides.axes}
     targets = make_targets(utterances, model.guides)
     preprocess = SMoEPreprocessor(False, model.token_list, str(bpemodel), guides)
     collate = CommonCollateFn(float_pad_value=0.0, int_pad_value=IGNORE)
     dealt = deal(utterances, batch_size, seed)[:num_batches]
-    used = [utt for batch in dealt for _, alike in batch for utt in alike]
-    comparisons, lacking = compare(model, [(utt.guides, utt.texts) for utt in used])
-    if not comparisons:
-        pairs = "; ".join(f"{s.axis}: {s.reason}" for s in lacking)
+    used = [utt for batch in dealt for _, utt in batch]
+    pairs, lacking = pairs_of(model, [(utt.guides, utt.texts) for utt in used])
+    if not pairs:
+        reasons = "; ".join(f"{s.axis}: {s.reason}" for s in lacking)
         raise ConfigError(
             f"nothing to compare in {len(used)} utterances of {data_dir}: "
-            f"{pairs or 'the model has one guide on every axis'}"
+            f"{reasons or 'the model has one guide on every axis'}"
         )
+    cuts = cuts_of(pairs)
 
-    def make(half: int, alike: Sequence[Utterance]) -> Piece:
+    def make(cards: Sequence[Card]) -> Piece:
         items = []
-        for utt in alike:
+        for _, utt in cards:
             data = {"speech": load_dumped(utt), "targets": targets[utt.id]}
             data |= {axis: utt.guides[axis] for axis in list(guides)[:-1]}
             items.append((utt.id, preprocess(utt.id, data)))
         _, tensors = collate(items)
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-        return Piece(tensors, alike[0].guides, frozenset(alike[0].texts), half)
+        rank, first = cards[0]
+        return Piece(tensors, first.guides, frozenset(first.texts), rank)
 
     batches = (
-        [make(half, alike) for half, alike in batch]
+        [make(cards) for cards in alike(batch, cuts)]
         for batch in progress(dealt, len(dealt), f"gradients on {data_dir.name}")
     )
-    rows, guided = measure(model, batches, comparisons)
+    rows, guided = measure(model, batches, pairs)
     if not rows:
         raise ConfigError(f"every place of {exp_dir} is guided: nothing to compare")
     logger.info("%d utterances in %d batches", len(used), len(dealt))

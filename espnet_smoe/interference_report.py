@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import espnet_smoe
-from espnet_smoe.comparison import ATTENTION, WITH_CTC
 from espnet_smoe.config import check_out_dir
 from espnet_smoe.files import write_atomically
+from espnet_smoe.guide_pairs import ATTENTION, WITH_CTC
 from espnet_smoe.interference import Row
 from espnet_smoe.palette import COLOURS
 from espnet_smoe.places import FFNS, PARTS

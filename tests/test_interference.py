@@ -8,9 +8,16 @@ import dummies
 import pytest
 import torch
 
-from espnet_smoe.comparison import ATTENTION, WITH_CTC, Comparison, Condition, compare
 from espnet_smoe.config import ConfigError
 from espnet_smoe.guide import TASK
+from espnet_smoe.guide_pairs import (
+    ATTENTION,
+    WITH_CTC,
+    Condition,
+    GuidePair,
+    cuts_of,
+    pairs_of,
+)
 from espnet_smoe.interference import Piece, losses_of, measure
 from espnet_smoe.places import places_of
 
@@ -21,7 +28,8 @@ UTTERANCES = [
     ("wb", ALL), ("nb", ALL), ("wb", ("st_de", "asr")), ("nb", ("asr",)),
     ("nb", ALL), ("wb", ("st_es",)), ("wb", ALL), ("nb", ("st_de", "st_es")),
 ]  # fmt: skip
-HALVES = [0, 0, 1, 0, 1, 0, 1, 1]
+# two of the same kind and side: the losses of a piece are sums
+RANKS = [0.0, 0.0, 0.5, 0.0, 0.5, 0.0, 0.0, 0.5]
 
 
 def build(**options):
@@ -30,29 +38,29 @@ def build(**options):
 
 def table(model):
     """Comparisons of a model on ``UTTERANCES``."""
-    return compare(model, [({"bandwidth": b}, tasks) for b, tasks in UTTERANCES])
+    return pairs_of(model, [({"bandwidth": b}, tasks) for b, tasks in UTTERANCES])
 
 
-def piece(data, places, utterances=UTTERANCES, halves=HALVES):
+def piece(data, places, utterances=UTTERANCES, ranks=RANKS):
     """Some like utterances of a batch."""
     first = utterances[places[0]]
     return Piece(
         {name: value[list(places)] for name, value in data.items()},
         {"bandwidth": first[0]},
         frozenset(first[1]),
-        halves[places[0]],
+        ranks[places[0]],
     )
 
 
-def grouped(data, batches, utterances=UTTERANCES, halves=HALVES):
+def grouped(data, batches, utterances=UTTERANCES, ranks=RANKS):
     """Batches, given as lists of utterance numbers, as pieces of like utterances."""
 
     def kind(n):
-        return utterances[n][0], tuple(sorted(utterances[n][1])), halves[n]
+        return utterances[n][0], tuple(sorted(utterances[n][1])), ranks[n]
 
     return [
         [
-            piece(data, tuple(alike), utterances, halves)
+            piece(data, tuple(alike), utterances, ranks)
             for _, alike in itertools.groupby(sorted(batch, key=kind), kind)
         ]
         for batch in batches
@@ -68,7 +76,8 @@ def plain_gradient(with_ctc, without_ctc, data, condition):
             continue
         if condition.guides and bandwidth not in condition.guides[1]:
             continue
-        if condition.half not in (None, HALVES[n]):
+        low, high = condition.ranks or (0.0, 1.0)
+        if not low <= RANKS[n] < high:
             continue
         alone = dummies.one_utterance(data, n)
         for task in set(ALL) - set(condition.tasks):
@@ -180,7 +189,7 @@ def test_places_are_all_ffns_and_their_neighbours_once(measured):
         [[7, 2], [0, 5, 4], [6, 1, 3]],
         [[n] for n in range(8)],
     ],
-    ids=["halves", "uneven", "alone"],
+    ids=["ranks", "uneven", "alone"],
 )
 def test_the_total_does_not_depend_on_how_utterances_are_grouped(measured, batches):
     model, data, comparisons, rows = measured
@@ -213,14 +222,14 @@ def test_mean_and_error_are_over_the_cosines_of_the_batches(measured):
 def test_cosines_are_symmetric_and_one_of_a_condition_with_itself(measured):
     model, data, comparisons, rows = measured
     turned = [
-        Comparison(c.axis, c.b, c.a, c.loss, c.control, c.matched, c.sides[::-1])
+        GuidePair(c.axis, c.b, c.a, c.loss, c.control, c.matched, c.sides[::-1])
         for c in comparisons
     ]
     batches = grouped(data, [range(8)])
     for row, other in zip(rows, measure(model, batches, turned)[0], strict=True):
         assert other.total == pytest.approx(row.total, abs=1e-9)
     same = [
-        Comparison(TASK, "asr", "st_de", c.loss, False, True, (side, side))
+        GuidePair(TASK, "asr", "st_de", c.loss, False, True, (side, side))
         for c in comparisons
         for side in c.sides
     ]
@@ -368,7 +377,7 @@ def test_experts_that_are_copies_give_the_dense_models_cosines(measured):
 
 def test_without_common_utterances_each_guide_stands_on_its_own():
     model = build()
-    comparisons, skipped = compare(
+    comparisons, skipped = pairs_of(
         model,
         [
             ({"bandwidth": "wb"}, ("asr",)),
@@ -388,14 +397,27 @@ def test_without_common_utterances_each_guide_stands_on_its_own():
     assert not task.sides[0].meets({"bandwidth": "wb"}, frozenset({"st_de"}), 0)
 
 
-def test_a_control_mixes_the_guides_and_parts_the_halves():
+def test_a_control_mixes_the_guides_and_parts_the_utterances():
     model = build()
     comparisons, _ = table(model)
     control = next(c for c in comparisons if c.control and c.loss == ATTENTION)
     assert control.sides == tuple(
-        Condition(ALL, False, ALL, ("bandwidth", ("nb", "wb")), half) for half in (0, 1)
+        Condition(ALL, False, ALL, ("bandwidth", ("nb", "wb")), ranks)
+        for ranks in ((0.0, 0.5), (0.5, 1.0))
     )
     assert {c.axis for c in comparisons if c.control} == {"bandwidth"}
+
+
+def test_the_sides_of_a_control_are_as_large_as_those_of_its_pair():
+    model = build()
+    utterances = [({"bandwidth": b}, ALL) for b in ["nb"] * 3 + ["wb"] * 9]
+    # without all references an utterance is on no side
+    utterances += [({"bandwidth": "nb"}, ("asr",))] * 9
+    pairs, _ = pairs_of(model, utterances)
+    controls = [p.sides for p in pairs if p.control]
+    assert controls
+    assert all(a.ranks == (0.0, 0.25) and b.ranks == (0.25, 1.0) for a, b in controls)
+    assert cuts_of(pairs) == [0.25]
 
 
 def test_every_axis_of_the_yaml_is_compared():
@@ -405,7 +427,7 @@ def test_every_axis_of_the_yaml_is_compared():
         ({"bandwidth": b, "channel": c}, ("asr", "st_de"))
         for b, c in itertools.product(guides["bandwidth"], guides["channel"])
     ]
-    found = {(c.axis, c.a, c.b) for c in compare(model, utterances)[0]}
+    found = {(c.axis, c.a, c.b) for c in pairs_of(model, utterances)[0]}
     assert found == {
         ("task", "asr", "st_de"),
         ("bandwidth", "nb", "wb"),

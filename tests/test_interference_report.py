@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 
-from espnet_smoe.bin import smoe_interference
+from espnet_smoe.bin import smoe_add_task, smoe_interference
 from espnet_smoe.datadir import Utterance
 from espnet_smoe.interference import Row
-from espnet_smoe.interference_data import deal
+from espnet_smoe.interference_data import Card, alike, deal
 from espnet_smoe.interference_report import ranking
 from espnet_smoe.report import commit
 
@@ -110,6 +110,19 @@ def test_an_s_moe_model_names_what_its_experts_keep_apart(experiment, tmp_path):
     assert "- bandwidth, nb and wb at encoder.0.final: guided by bandwidth" in text
 
 
+def test_what_training_freezes_has_gradients_here(experiment, tmp_path):
+    added = tmp_path / "added"
+    like = ["--exp_dir", str(experiment.exp), "--task", "st_es", "--like", "st_de"]
+    assert smoe_add_task.main([*like, "--out_dir", str(added)]) == 0
+    arguments = command(added, experiment.train, tmp_path / "out", "--num_batches", "1")
+    arguments[7] = "valid.acc.ave.pth"
+    assert smoe_interference.main(arguments) == 0
+    made = load(tmp_path / "out")
+    assert "encoder.0.attention" in {r["place"] for r in made["rows"]}
+    lacking = {(s["a"], s["b"]) for s in made["skipped"] if s["place"] is None}
+    assert lacking == {("asr", "st_es"), ("st_de", "st_es")}
+
+
 def test_refused_input_leaves_no_folder_and_touches_no_other(
     experiment, dense, tmp_path, capsys
 ):
@@ -176,37 +189,51 @@ def test_every_utterance_is_dealt_once_and_batches_are_alike(batch_size):
     all_of_them = utterances()
     batches = deal(all_of_them, batch_size, 3)
     assert len(batches) == -(-len(all_of_them) // batch_size)
-    seen = [utt.id for batch in batches for _, alike in batch for utt in alike]
+    seen = [utt.id for batch in batches for _, utt in batch]
     assert sorted(seen) == sorted(u.id for u in all_of_them)
-    sizes = [sum(len(alike) for _, alike in batch) for batch in batches]
-    assert max(sizes) <= batch_size
-    assert max(sizes) - min(sizes) <= 1
+    assert max(map(len, batches)) <= batch_size
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+    for cuts in ([], [0.5], [0.2, 0.7]):
+        counts = [Counter() for _ in batches]
+        for count, batch in zip(counts, batches, strict=True):
+            groups = alike(batch, cuts)
+            assert sorted(c for g in groups for c in ids(g)) == sorted(ids(batch))
+            for group in groups:
+                parts = {(kind(u), sum(rank >= c for c in cuts)) for rank, u in group}
+                assert len(parts) == 1
+                count[parts.pop()] += len(group)
+        for key in set().union(*counts):
+            numbers = [count[key] for count in counts]
+            assert max(numbers) - min(numbers) <= 1
+        # as few groups as there are parts in a batch: each costs a backward pass
+        assert all(
+            len(alike(batch, cuts)) == len(count)
+            for batch, count in zip(batches, counts, strict=True)
+        )
 
-    def kind(utt: Utterance) -> tuple:
-        return utt.guides["bandwidth"], tuple(sorted(utt.texts))
 
-    counts = [Counter() for _ in batches]
-    for count, batch in zip(counts, batches, strict=True):
-        for half, alike in batch:
-            assert len({kind(utt) for utt in alike}) == 1
-            count[kind(alike[0]), half] += len(alike)
-    for key in set().union(*counts):
-        numbers = [count[key] for count in counts]
-        assert max(numbers) - min(numbers) <= 1
+def ids(cards: list[Card]) -> list[str]:
+    return [utt.id for _, utt in cards]
 
 
-def test_halves_are_even_follow_the_seed_and_not_the_batch_size():
-    def halves(batch_size: int, seed: int) -> dict[str, int]:
+def kind(utt: Utterance) -> tuple:
+    return utt.guides["bandwidth"], tuple(sorted(utt.texts))
+
+
+def test_ranks_are_even_follow_the_seed_and_not_the_batch_size():
+    def ranks(batch_size: int, seed: int) -> dict[str, float]:
         batches = deal(utterances(), batch_size, seed)
-        pieces = (piece for batch in batches for piece in batch)
-        return {utt.id: half for half, alike in pieces for utt in alike}
+        return {utt.id: rank for batch in batches for rank, utt in batch}
 
-    assert halves(4, 1) == halves(41, 1)
-    assert halves(4, 1) != halves(4, 2)
-    for bandwidth in ("nb", "wb"):
-        mine = [u.id for u in utterances() if u.guides["bandwidth"] == bandwidth]
-        ones = sum(halves(4, 1)[name] for name in mine)
-        assert abs(len(mine) - 2 * ones) <= 2  # one at most per set of tasks
+    assert ranks(4, 1) == ranks(41, 1)
+    assert ranks(4, 1) != ranks(4, 2)
+    kinds: dict[tuple, list[float]] = {}
+    for utt in utterances():
+        kinds.setdefault(kind(utt), []).append(ranks(4, 1)[utt.id])
+    for found in kinds.values():
+        for cut in (0.2, 0.5, 0.7):
+            below = sum(rank < cut for rank in found)
+            assert abs(below - cut * len(found)) <= 0.5
 
 
 # ---- ranking ---------------------------------------------------------------------

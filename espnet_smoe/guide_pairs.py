@@ -12,10 +12,11 @@ from espnet_smoe.model import SMoEModel
 __all__ = [
     "ATTENTION",
     "WITH_CTC",
-    "Comparison",
     "Condition",
+    "GuidePair",
     "Skipped",
-    "compare",
+    "cuts_of",
+    "pairs_of",
 ]
 
 ATTENTION = "attention"
@@ -32,32 +33,36 @@ class Condition:
         needs: only utterances with references of all these tasks.
         guides: only utterances with one of these guides of an axis, (axis, guides);
             None = any.
-        half: only this half of the control; None = both.
+        ranks: only utterances of these ranks in [low, high), see ``Piece``; None = all.
     """
 
     tasks: tuple[str, ...]
     ctc: bool = False
     needs: tuple[str, ...] = ()
     guides: tuple[str, tuple[str, ...]] | None = None
-    half: int | None = None
+    ranks: tuple[float, float] | None = None
 
     def meets(
-        self, guides: Mapping[str, str], tasks: frozenset[str], half: int
+        self, guides: Mapping[str, str], tasks: frozenset[str], rank: float
     ) -> bool:
-        """Whether utterances of these guides, references and half count."""
-        if not tasks.issuperset(self.needs) or self.half not in (None, half):
+        """Whether utterances of these guides, references and rank count."""
+        if not tasks.issuperset(self.needs):
+            return False
+        if self.ranks is not None and not self.ranks[0] <= rank < self.ranks[1]:
             return False
         return self.guides is None or guides[self.guides[0]] in self.guides[1]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class GuidePair:
     """Two guides of an axis and the losses that stand for them.
 
     Args:
         loss: ``attention``, or ``attention+ctc`` (encoder only; CTC is part of
             ``asr`` and does not reach the decoder).
-        control: the sides are random halves of the utterances of both guides.
+        control: the sides are random parts of the utterances of both guides, as
+            large as the guides' own: a small side is noisy, which alone lowers its
+            cosine.
         matched: the sides differ in the guide only: the same utterances for tasks,
             references of all tasks for other axes. False = no utterances allow it.
     """
@@ -82,22 +87,28 @@ class Skipped:
     reason: str
 
 
-def compare(
+def cuts_of(pairs: Iterable[GuidePair]) -> list[float]:
+    """Ranks that part the sides of the controls, in order."""
+    ranks = {side.ranks[1] for pair in pairs for side in pair.sides if side.ranks}
+    return sorted(ranks - {1.0})
+
+
+def pairs_of(
     model: SMoEModel,
     utterances: Iterable[tuple[Mapping[str, str], Iterable[str]]],
-) -> tuple[list[Comparison], list[Skipped]]:
+) -> tuple[list[GuidePair], list[Skipped]]:
     """Every pair of guides of every axis that the utterances tell something about.
 
     Args:
         utterances: of each its guides (utterance axis -> guide) and its tasks.
 
     Returns:
-        The comparisons, and the pairs of which one guide has no utterance.
+        What to compare, and the pairs of which one guide has no utterance.
     """
     utterances = [(guides, frozenset(tasks)) for guides, tasks in utterances]
     tasks = model.guides.tasks
     losses = [ATTENTION] + [WITH_CTC] * (model.ctc is not None)
-    found: list[Comparison] = []
+    found: list[GuidePair] = []
     skipped: list[Skipped] = []
 
     def lacks(axis: str, pair: tuple[str, str], have: Mapping[str, int]) -> bool:
@@ -120,7 +131,7 @@ def compare(
                 )
                 for task in pair
             )
-            found.append(Comparison(TASK, *pair, loss, False, matched, sides))
+            found.append(GuidePair(TASK, *pair, loss, False, matched, sides))
     for axis in model.guides.utterance_axes:
         have = {g: sum(u[axis.name] == g for u, _ in utterances) for g in axis.guides}
         full = {u[axis.name] for u, of in utterances if of.issuperset(tasks)}
@@ -128,6 +139,12 @@ def compare(
             if lacks(axis.name, pair, have):
                 continue
             matched = full.issuperset(pair)
+            counted = [
+                u[axis.name]
+                for u, of in utterances
+                if not matched or of.issuperset(tasks)
+            ]
+            share = counted.count(pair[0]) / sum(g in pair for g in counted)
             for loss, control in itertools.product(losses, (False, True)):
                 sides = tuple(
                     Condition(
@@ -135,11 +152,11 @@ def compare(
                         loss == WITH_CTC,
                         tasks if matched else (),
                         (axis.name, pair if control else (guide,)),
-                        half if control else None,
+                        ranks if control else None,
                     )
-                    for half, guide in enumerate(pair)
+                    for ranks, guide in zip(
+                        ((0.0, share), (share, 1.0)), pair, strict=True
+                    )
                 )
-                found.append(
-                    Comparison(axis.name, *pair, loss, control, matched, sides)
-                )
+                found.append(GuidePair(axis.name, *pair, loss, control, matched, sides))
     return found, skipped
