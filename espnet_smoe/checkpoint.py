@@ -9,6 +9,7 @@ import yaml
 from espnet2.torch_utils.safe_torch_load import safe_torch_load
 
 from espnet_smoe.config import ConfigError
+from espnet_smoe.files import MODEL_FILE
 from espnet_smoe.model import SMoEModel
 from espnet_smoe.task import SMoETask
 
@@ -49,7 +50,7 @@ def load_model(config: Path, checkpoint: Path) -> tuple[SMoEModel, Path]:
     if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
         raise ConfigError(
             f"checkpoint {checkpoint} holds no model: expected named tensors, as in "
-            "<epoch>epoch.pth or valid.acc.ave.pth"
+            f"<epoch>epoch.pth or {MODEL_FILE}"
         )
     model, args = SMoETask.build_model_from_file(config)
     own = model.state_dict()
