@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
-from espnet2.torch_utils.safe_torch_load import safe_torch_load
 
+from espnet_smoe.checkpoint import read_checkpoint
 from espnet_smoe.counterparts import (
     PARTS,
     SurgeryError,
@@ -114,18 +113,11 @@ def read_dense(experiment: Path) -> DenseModel:
         experiment: experiment folder, or a checkpoint with its ``config.yaml`` beside.
 
     Raises:
-        SurgeryError: a file is missing, or the model is not of these kinds; names
-            what it is.
+        ConfigError: a file is missing or broken.
+        SurgeryError: the model is not of these kinds; names what it is.
     """
     checkpoint = file_of(experiment)
-    config = checkpoint.parent / "config.yaml"
-    for path in (config, checkpoint):
-        if not path.is_file():
-            raise SurgeryError(f"{path} is missing: {experiment} is no experiment")
-    conf = yaml.safe_load(config.read_text(encoding="utf-8"))
-    state = safe_torch_load(checkpoint, map_location="cpu")
-    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
-        raise SurgeryError(f"{checkpoint} holds no model: expected named tensors")
+    conf, state = read_checkpoint(checkpoint.parent / "config.yaml", checkpoint)
     if "guides" in conf:
         return _from_ours(experiment, conf, state)
     return _from_stock(experiment, conf, state)

@@ -304,6 +304,23 @@ def test_sources_that_do_not_fit_are_refused(
     assert not (tmp_path / "exp").exists()
 
 
+@pytest.mark.parametrize("name", ["config.yaml", FILE])
+@pytest.mark.parametrize("content", ["empty", "cut", "list"])
+def test_a_broken_experiment_is_refused_by_name(
+    experiment: Experiment, dense: Path, tmp_path: Path, capsys, name: str, content: str
+):
+    broken = tmp_path / "broken"
+    shutil.copytree(dense, broken)
+    whole = (dense / name).read_bytes()
+    cut = whole[: len(whole) // 2] if name == FILE else b"a: ["
+    (broken / name).write_bytes({"empty": b"", "cut": cut, "list": b"- 1\n"}[content])
+    assert upcycle(experiment, tmp_path / "exp", "--dense", broken) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("smoe_upcycle: c")
+    assert str(broken / name) in error
+    assert not (tmp_path / "exp").exists()
+
+
 @pytest.mark.parametrize(
     "name", ["encoder.after_norm.weight", "decoder.output_layer.bias"]
 )
