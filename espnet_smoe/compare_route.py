@@ -30,7 +30,7 @@ from espnet_smoe.probe import (
 from espnet_smoe.query import Query
 from espnet_smoe.search import SearchConfig
 
-__all__ = ["compare_decoding", "compare_dense", "compare_outputs"]
+__all__ = ["compare_decoding", "compare_dense", "compare_outputs", "host_search"]
 
 _UTTERANCES = 20  # enough to tell the speeds apart
 
@@ -108,6 +108,30 @@ def _largest(difference: torch.Tensor, frames: torch.Tensor) -> float:
     return float(torch.cat(valid).abs().max())
 
 
+def host_search(
+    model: SMoEModel, route: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the host's ``Speech2Text`` and of its call, to decode one route as
+    ours does by default.
+
+    Args:
+        model: ours.
+        route: axis -> guide, all axes; the host's prompt holds two or three.
+    """
+    search = SearchConfig()
+    language, task, *others = (token(guide) for guide in route.values())
+    # translations are searched without CTC
+    with_ctc = route[TASK] == "asr" and model.ctc is not None
+    options = {
+        "lang_sym": language,
+        "task_sym": task,
+        "ctc_weight": search.ctc_weight if with_ctc else 0.0,
+        "beam_size": search.beam_size,
+    }
+    # a third token takes the place of "<notimestamps>"
+    return options, {"predict_time": not others}
+
+
 def compare_decoding(
     checkpoint: Path, folder: Path, route: Mapping[str, str], data_dir: Path
 ) -> dict[str, Any]:
@@ -131,45 +155,41 @@ def compare_decoding(
     from espnet2.bin.s2t_inference import Speech2Text as HostSpeech2Text
 
     guides = {axis: guide for axis, guide in route.items() if axis != TASK}
-    utterances = [u for u in read_datadir(data_dir) if u.guides == guides]
-    utterances = utterances[:_UTTERANCES]
+    utterances = [  # the data may have axes that the model does not
+        u for u in read_datadir(data_dir) if guides.items() <= u.guides.items()
+    ][:_UTTERANCES]
     if not utterances:
         raise SurgeryError(f"no utterance of {data_dir} has the guides {guides}")
     queries = [Query(load_dumped(u), guides, (route[TASK],)) for u in utterances]
 
-    search = SearchConfig()
     ours = Speech2Text(
         checkpoint.parent / "config.yaml", checkpoint, batch_size=len(queries)
     )
-    # translations are searched without CTC
-    ctc_weight = search.ctc_weight if route[TASK] == "asr" else 0.0
-    symbols = [token(guide) for guide in route.values()]
-    with_task = len(symbols) == 2  # else the prompt ends in "<notimestamps>"
+    options, of_call = host_search(ours.model, route)
     host = HostSpeech2Text(
         str(folder / "config.yaml"),
         str(folder / "model.pth"),
         bpemodel=str(folder / "bpe.model"),
-        beam_size=search.beam_size,
-        ctc_weight=ctc_weight if ours.model.ctc is not None else 0.0,
-        lang_sym=symbols[0],
-        task_sym=symbols[1],
+        **options,
     )
     # the host's search writes ten lines an utterance, and one about the cut
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    results, host_results = [], []
-    times = [time.perf_counter()]
-    for query in queries:
-        results.append(ours.decode([query])[0][route[TASK]][0])
-    times.append(time.perf_counter())
-    ours.decode(queries)
-    times.append(time.perf_counter())
-    for query in queries:
-        # the host cuts off the last sample
-        speech = torch.nn.functional.pad(torch.from_numpy(query.samples), (0, 1))
-        host_results.append(host(speech, predict_time=with_task)[0])
-    times.append(time.perf_counter())
-    logging.disable(disabled)
+    try:
+        results, host_results = [], []
+        times = [time.perf_counter()]
+        for query in queries:
+            results.append(ours.decode([query])[0][route[TASK]][0])
+        times.append(time.perf_counter())
+        ours.decode(queries)
+        times.append(time.perf_counter())
+        for query in queries:
+            # the host cuts off the last sample
+            speech = torch.nn.functional.pad(torch.from_numpy(query.samples), (0, 1))
+            host_results.append(host(speech, **of_call)[0])
+        times.append(time.perf_counter())
+    finally:
+        logging.disable(disabled)
     pairs = list(zip(results, host_results, strict=True))
     seconds = [(b - a) / len(queries) for a, b in itertools.pairwise(times)]
     return {

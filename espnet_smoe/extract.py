@@ -23,7 +23,7 @@ import yaml
 
 from espnet_smoe.audio import MODEL_RATE
 from espnet_smoe.checkpoint import load_model
-from espnet_smoe.compare_route import compare_decoding, compare_outputs
+from espnet_smoe.compare_route import compare_decoding, compare_outputs, host_search
 from espnet_smoe.counterparts import SurgeryError
 from espnet_smoe.dense import DenseModel, extract_route, file_of, write_statistics
 from espnet_smoe.files import write_atomically
@@ -223,12 +223,12 @@ def _build_host(folder: Path) -> torch.nn.Module:
 
 def _usage(model: SMoEModel, route: Mapping[str, str], folder: Path) -> str:
     """How the host decodes the model."""
-    symbols = [token(guide) for guide in route.values()]
-    ctc = 0.3 if route[TASK] == "asr" and model.ctc is not None else 0.0
-    predict_time = len(symbols) < _MAX_AXES
+    of_model, of_call = (
+        ", ".join(f"{k}={v!r}" for k, v in options.items())
+        for options in host_search(model, route)
+    )
     return (
         "from espnet2.bin.s2t_inference import Speech2Text; s2t = Speech2Text("
-        f"'{folder}/config.yaml', '{folder}/model.pth', lang_sym='{symbols[0]}', "
-        f"task_sym='{symbols[1]}', ctc_weight={ctc}, beam_size=5); "
-        f"s2t(numpy.append(samples, 0), predict_time={predict_time})[0][3]"
+        f"'{folder}/config.yaml', '{folder}/model.pth', {of_model}); "
+        f"s2t(numpy.append(samples, 0), {of_call})[0][3]"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import logging
 import math
 import shutil
 import subprocess
@@ -20,9 +22,12 @@ from tiny_experiment import CONF, Experiment, write_conf
 
 from espnet_smoe import Speech2Text
 from espnet_smoe.bin import smoe_extract
+from espnet_smoe.compare_route import compare_decoding
 from espnet_smoe.counterparts import SurgeryError, expert_key
 from espnet_smoe.extract import extract
+from espnet_smoe.files import read_table, write_table
 from espnet_smoe.guide import GuideError
+from espnet_smoe.search import SearchConfig
 from espnet_smoe.task import SMoETask
 from espnet_smoe.train import read_options
 
@@ -212,6 +217,57 @@ def test_the_command_compares_speed_on_data(
     assert "4 of 4 hypotheses are the same" in capsys.readouterr().out
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["bpemodel"] == str(out / "bpe.model")
+
+
+def test_an_axis_that_the_model_does_not_have_is_no_reason_not_to_compare(
+    experiment: Experiment, host: Path, eager: Path, tmp_path: Path
+):
+    data = tmp_path / "dev"
+    shutil.copytree(experiment.dev, data)
+    ids = read_table(data / "utt2bandwidth")
+    write_table(data / "utt2room", dict.fromkeys(ids, "kitchen"))
+    plain, found = (
+        compare_decoding(
+            eager / "valid.acc.ave.pth", host / "nb_asr", ROUTES["nb_asr"], folder
+        )
+        for folder in (experiment.dev, data)
+    )
+    for key in ("utterances", "same_text", "difference_score"):
+        assert found[key] == plain[key]
+
+
+def test_a_comparison_that_fails_leaves_logging_as_it_was(
+    experiment: Experiment, eager: Path, host: Path
+):
+    route = {**ROUTES["nb_asr"], "task": "st_fr"}  # is looked up within the search
+    logging.disable(logging.DEBUG)
+    try:
+        with pytest.raises(KeyError, match="st_fr"):
+            compare_decoding(
+                eager / "valid.acc.ave.pth", host / "nb_asr", route, experiment.dev
+            )
+        assert logging.root.manager.disable == logging.DEBUG
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_the_call_that_is_printed_searches_as_our_defaults_do(host: Path):
+    search = SearchConfig()
+    for name, ctc_weight in (("nb_asr", search.ctc_weight), ("wb_st_de", 0.0)):
+        usage = json.loads((host / name / "extract.json").read_text())["usage"]
+        (model,) = (
+            node
+            for node in ast.walk(ast.parse(usage))
+            if isinstance(node, ast.Call) and node.keywords and "Speech" in node.func.id
+        )
+        options = {k.arg: ast.literal_eval(k.value) for k in model.keywords}
+        assert options == {
+            "lang_sym": f"<{ROUTES[name]['bandwidth']}>",
+            "task_sym": f"<{ROUTES[name]['task']}>",
+            "ctc_weight": ctc_weight,
+            "beam_size": search.beam_size,
+        }
+        assert usage.endswith("predict_time=True)[0][3]")
 
 
 @pytest.mark.parametrize(
