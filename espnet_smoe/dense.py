@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
@@ -29,6 +28,7 @@ from espnet_smoe.counterparts import (
     host_options,
     stock_options,
 )
+from espnet_smoe.files import MODEL_FILE
 from espnet_smoe.guide import GuideTable, token
 from espnet_smoe.tokens import guide_token_ids
 
@@ -38,7 +38,6 @@ __all__ = [
     "file_of",
     "read_dense",
     "routes_of",
-    "write_statistics",
 ]
 
 State = Mapping[str, torch.Tensor]
@@ -100,9 +99,9 @@ class DenseModel:
 
 
 def file_of(experiment: Path) -> Path:
-    """Checkpoint of an experiment: the file named, or ``valid.acc.ave.pth`` of the
-    folder named."""
-    return experiment / "valid.acc.ave.pth" if experiment.is_dir() else experiment
+    """Checkpoint of an experiment: the file named, or ``MODEL_FILE`` of the folder
+    named."""
+    return experiment / MODEL_FILE if experiment.is_dir() else experiment
 
 
 def read_dense(experiment: Path) -> DenseModel:
@@ -165,17 +164,6 @@ def routes_of(guides: GuideTable) -> list[dict[str, str]]:
     names = [axis.name for axis in guides.axes]
     choices = itertools.product(*(axis.guides for axis in guides.axes))
     return [dict(zip(names, choice, strict=True)) for choice in choices]
-
-
-def write_statistics(state: State, path: Path) -> None:
-    """The host's ``feats_stats.npz`` that gives a checkpoint's ``global_mvn``.
-
-    The file that it was trained with may be elsewhere by now.
-    """
-    mean, std = (
-        state[f"normalize.{name}"].double().numpy() for name in ("mean", "std")
-    )
-    np.savez(path, count=1.0, sum=mean, sum_square=std**2 + mean**2)
 
 
 def _new_names(state: State) -> Iterator[tuple[str, torch.Tensor]]:

@@ -8,10 +8,8 @@ with experts by guide.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
-import shutil
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,22 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
 from espnet_smoe.compare_route import compare_dense
 from espnet_smoe.counterparts import SurgeryError, expert_key, expert_maps
-from espnet_smoe.dense import (
-    DenseModel,
-    read_dense,
-    routes_of,
-    write_statistics,
-)
+from espnet_smoe.dense import DenseModel, read_dense, routes_of
 from espnet_smoe.files import write_atomically
 from espnet_smoe.fit import check_fit
+from espnet_smoe.folder import (
+    EXPERIMENT_FILES,
+    STATISTICS,
+    check_target,
+    write_experiment,
+    write_report,
+    write_statistics,
+)
 from espnet_smoe.guide import GuideError, GuideTable
 
 __all__ = ["upcycle"]
 
+_REPORT = "upcycle.json"
 _TOLERANCE = 1e-5  # largest difference of outputs; sums may run in another order
 
 Experts = Mapping[str, Sequence[DenseModel]]
@@ -49,8 +50,7 @@ def upcycle(
     encoder_only: bool,
     out_dir: Path,
 ) -> dict[str, Any]:
-    """Write an experiment folder: config.yaml, bpe.model, tokens.txt, upcycle.json and
-    ``valid.acc.ave.pth``.
+    """Write an experiment folder and ``upcycle.json``.
 
     Nothing is written before every route has given the output of its dense model.
 
@@ -69,15 +69,17 @@ def upcycle(
     Raises:
         SurgeryError: models or vocabularies do not fit each other (names both sides),
             or outputs differ.
-        ValueError: the YAML or an experiment is missing or broken.
+        ValueError: the YAML or an experiment is missing or broken, or ``out_dir``
+            holds anything but an earlier result.
     """
     from espnet_smoe.task import SMoETask
     from espnet_smoe.train import read_options
 
+    paths = [*([] if shared is None else [shared]), *sources.values()]
+    check_target(out_dir, _REPORT, EXPERIMENT_FILES, [*paths, config, token_dir])
     options = read_options(config, token_dir, out_dir)
     parts = ("encoder", "frontend", "normalize")
     parts += () if encoder_only else ("decoder", "ctc")
-    paths = [*([] if shared is None else [shared]), *sources.values()]
     dense = {path: _only(read_dense(path), parts) for path in dict.fromkeys(paths)}
     if not dense:
         raise SurgeryError("name a dense experiment to begin with")
@@ -90,33 +92,24 @@ def upcycle(
     )
     with write_atomically(out_dir) as folder:
         if options.normalize == "global_mvn":
-            write_statistics(base.state, folder / "feats_stats.npz")
+            write_statistics(base.state, folder / STATISTICS)
             options.normalize_conf = {
                 **options.normalize_conf,
-                "stats_file": os.fspath(folder / "feats_stats.npz"),
+                "stats_file": os.fspath(folder / STATISTICS),
             }
         torch.manual_seed(options.seed)  # of what stays fresh
         model = SMoETask.build_model(options)
         state, report = _fill(model.state_dict(), base, experts, dense.values())
         model.load_state_dict(state)
         report["routes"] = _prove(model.eval(), options, base, experts)
-        if options.normalize == "global_mvn":
-            options.normalize_conf["stats_file"] = os.fspath(
-                out_dir / "feats_stats.npz"
-            )
-        torch.save(state, folder / "valid.acc.ave.pth")
-        with (folder / "config.yaml").open("w", encoding="utf-8") as file:
-            yaml_no_alias_safe_dump(vars(options), file, sort_keys=False)
-        for name in ("bpe.model", "tokens.txt"):
-            shutil.copyfile(token_dir / name, folder / name)
+        write_experiment(folder, out_dir, vars(options), state, token_dir / "bpe.model")
         report = {
             "shared": None if shared is None else str(shared),
             "experts": {guide: str(path) for guide, path in sources.items()},
             "warnings": warnings,
             **report,
         }
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        (folder / "upcycle.json").write_text(text + "\n", encoding="utf-8")
+        write_report(folder / _REPORT, report)
     return report
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from surgery import contents, few_files
 from tiny_experiment import CONF, Experiment, write_conf, write_dump
 
 from espnet_smoe import Speech2Text
@@ -60,7 +61,7 @@ def spanish(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def smoe_train_main(added: Path, data: dict[str, Path], *options: object) -> int:
     command = [
-        "--config", added / "train.yaml", "--train_dir", data["train"],
+        "--config", added / "train_st_es.yaml", "--train_dir", data["train"],
         "--valid_dir", data["dev"], "--token_dir", added, *options,
     ]  # fmt: skip
     return smoe_train.main([str(c) for c in command])
@@ -264,6 +265,35 @@ def test_experts_of_any_routing_by_task(
     # tied experts would leave the new one idle
     assert float(new["decoder.split.batches_left"]) == -math.inf
     assert hypotheses(exp) == hypotheses(tmp_path / "new")
+
+
+def test_nothing_but_an_earlier_result_is_replaced(
+    experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    exp, other = (experiment.copy(tmp_path / name) for name in ("exp", "other"))
+    few = few_files(tmp_path / "few", experiment, "bpe.model", FILE)
+    before = contents(tmp_path)
+    link = tmp_path / "link"
+    link.symlink_to(exp)
+    for source, out, words in [
+        (exp, exp, f"{exp} would be replaced, but {exp / FILE} is read"),
+        (exp, link, f"{link} would be replaced, but"),
+        (few, few, f"{few} would be replaced, but"),
+        (exp, other, f"{other} holds 1epoch.pth, 2epoch.pth, "),
+        (exp, few, f"{few} has no add_task.json"),
+        (exp, tmp_path, f"{tmp_path} holds exp"),
+    ]:
+        assert add(source, out) == 1
+        assert words in capsys.readouterr().err
+    link.unlink()
+    assert contents(tmp_path) == before
+    assert add(exp, tmp_path / "new") == 0
+    made = contents(tmp_path / "new")
+    assert add(exp, tmp_path / "new") == 0
+    assert contents(tmp_path / "new") == made
+    capsys.readouterr()
+    assert add(exp, tmp_path / "new", "st_fr") == 1
+    assert "new holds train_st_es.yaml" in capsys.readouterr().err
 
 
 def test_the_mean_of_three_checkpoints_is_refused(

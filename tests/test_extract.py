@@ -17,7 +17,7 @@ import soundfile
 import torch
 import yaml
 from espnet2.bin.s2t_inference import Speech2Text as HostSpeech2Text
-from surgery import decide, save
+from surgery import contents, decide, few_files, save
 from tiny_experiment import CONF, Experiment, write_conf
 
 from espnet_smoe import Speech2Text
@@ -268,6 +268,35 @@ def test_the_call_that_is_printed_searches_as_our_defaults_do(host: Path):
             "beam_size": search.beam_size,
         }
         assert usage.endswith("predict_time=True)[0][3]")
+
+
+def test_nothing_but_an_earlier_result_is_replaced(
+    experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    def run(out: Path, source: Path = experiment.exp, name: str = "2epoch.pth") -> int:
+        command = ["--exp_dir", source, "--inference_model", name, "--out_dir", out]
+        command += ["--bandwidth", "nb", "--task", "asr"]
+        return smoe_extract.main([str(c) for c in command])
+
+    exp = experiment.copy(tmp_path / "exp")
+    few = few_files(tmp_path / "few", experiment, "bpe.model")
+    shutil.copy(exp / "2epoch.pth", few / "model.pth")
+    earlier = few_files(tmp_path / "earlier", experiment, "bpe.model")
+    shutil.copy(exp / "2epoch.pth", earlier / "model.pth")
+    (earlier / "extract.json").write_text("{}")
+    before = contents(tmp_path)
+    for out, options, words in [
+        (exp, (exp,), f"{exp} would be replaced, but {exp / '2epoch.pth'} is read"),
+        (earlier, (earlier, "model.pth"), f"{earlier} would be replaced, but"),
+        (exp, (), f"{exp} holds 1epoch.pth, 2epoch.pth, "),
+        (few, (), f"{few} has no extract.json"),
+        (exp / "config.yaml", (), "config.yaml is no folder"),
+    ]:
+        assert run(out, *options) == 1
+        assert words in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert run(earlier) == 0
+    assert json.loads((earlier / "extract.json").read_text())
 
 
 @pytest.mark.parametrize(

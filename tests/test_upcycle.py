@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from espnet2.tasks.asr import ASRTask
-from surgery import DENSE, make_dense, make_stock
+from surgery import DENSE, contents, few_files, make_dense, make_stock
 from tiny_experiment import CONF, Experiment, write_conf
 
 from espnet_smoe import Speech2Text
@@ -319,6 +319,35 @@ def test_a_broken_experiment_is_refused_by_name(
     assert error.startswith("smoe_upcycle: c")
     assert str(broken / name) in error
     assert not (tmp_path / "exp").exists()
+
+
+def test_nothing_but_an_earlier_result_is_replaced(
+    experiment: Experiment, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    exp = experiment.copy(tmp_path / "exp")
+    few = few_files(tmp_path / "few", experiment, "bpe.model", FILE)
+    mine, tokens = tmp_path / "mine", tmp_path / "tokens"
+    shutil.copytree(dense, mine)
+    tokens.mkdir()
+    for name in ("bpe.model", "tokens.txt"):
+        shutil.copy(experiment.tokens / name, tokens)
+    earlier = tmp_path / "earlier"
+    assert upcycle(experiment, earlier, "--dense", mine) == 0
+    before = contents(tmp_path)
+    given = ["--token_dir", tokens]  # the last of two equal options counts
+    for out, source, words in [
+        (exp, mine, f"{exp} holds 1epoch.pth, 2epoch.pth, "),
+        (few, mine, f"{few} has no upcycle.json"),
+        (mine, mine, f"{mine} would be replaced, but {mine} is read"),
+        (mine, mine / FILE, f"{mine} would be replaced, but {mine / FILE} is read"),
+        (tokens, mine, f"{tokens} would be replaced, but {tokens} is read"),
+        (earlier, earlier, f"{earlier} would be replaced, but"),
+    ]:
+        capsys.readouterr()
+        assert upcycle(experiment, out, "--dense", source, *given) == 1
+        assert words in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert upcycle(experiment, earlier, "--dense", mine) == 0
 
 
 @pytest.mark.parametrize(

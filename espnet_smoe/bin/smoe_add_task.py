@@ -1,7 +1,7 @@
 """Add a task to a trained model: a token and experts of its own, all else frozen.
 
-Train it with --config OUT_DIR/train.yaml --token_dir OUT_DIR on data directories with
-text.<task>; what the model did before stays the same to the bit.
+Train it with --config OUT_DIR/train_<task>.yaml --token_dir OUT_DIR on data directories
+with text.<task>; what the model did before stays the same to the bit.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def _call(args: argparse.Namespace) -> None:
         f"own; largest difference of all outputs {report['difference']}"
     )
     print(
-        f"train it: smoe_train --config {args.out_dir}/train.yaml --token_dir "
-        f"{args.out_dir} on data with text.{args.task}"
+        f"train it: smoe_train --config {args.out_dir}/train_{args.task}.yaml "
+        f"--token_dir {args.out_dir} on data with text.{args.task}"
     )
 
 
