@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from espnet_smoe.audio import MODEL_RATE
 from espnet_smoe.counterparts import SurgeryError
 from espnet_smoe.datadir import read_datadir
 from espnet_smoe.dense import DenseModel
@@ -22,9 +21,8 @@ from espnet_smoe.model import SMoEModel
 from espnet_smoe.probe import (
     outputs_of,
     prompt_of,
-    random_features,
+    random_speech,
     random_text,
-    route_ids,
     score_text,
 )
 from espnet_smoe.query import Query
@@ -53,22 +51,15 @@ def compare_outputs(
     Raises:
         SurgeryError: the encoders give different numbers of frames.
     """
-    generator = torch.Generator().manual_seed(0)
-    speech = 0.1 * torch.randn(2, 3 * MODEL_RATE, generator=generator)
-    lengths = torch.tensor([speech.size(1), speech.size(1) * 2 // 3])
-    speech[1, lengths[1] :] = 0.0
-    ids = route_ids(model, route)
-    ids.pop(TASK)
-    ours, frames = model.encode(speech, lengths, ids)
-    theirs, host_frames = host.encode(speech, lengths)
+    ours, frames, scores = outputs_of(model, route)
+    theirs, host_frames = host.encode(*random_speech())
     if not torch.equal(frames, host_frames):
         raise SurgeryError(
             f"{frames.tolist()} encoded frames, but {host_frames.tolist()} by the host"
         )
-    text, prompt = random_text(model), prompt_of(model, route)
-    scores = score_text(model.decoder, prompt, text, ours, frames)
     symbols = [host.token_list.index(token(guide)) for guide in route.values()]
-    host_scores = score_text(host.decoder, [host.sos, *symbols], text, theirs, frames)
+    prompt = [host.sos, *symbols]
+    host_scores = score_text(host.decoder, prompt, random_text(model), theirs, frames)
     return {
         "difference_encoder": _largest(ours - theirs, frames),
         "difference_decoder": float((scores - host_scores).abs().max()),
@@ -79,11 +70,11 @@ def compare_outputs(
 def compare_dense(
     model: SMoEModel, dense: DenseModel, route: Mapping[str, str], with_decoder: bool
 ) -> dict[str, float]:
-    """Run an S-MoE model on one route and a dense model on random features and text.
+    """Run an S-MoE model on one route and a dense model on random audio and text.
 
     Args:
         model: in evaluation mode.
-        dense: the model that it must equal on this route.
+        dense: the model that it must equal on this route, its frames not centred.
         route: axis -> guide, all axes.
         with_decoder: whether the dense model has the same vocabulary.
 
@@ -92,7 +83,7 @@ def compare_dense(
         ``compare_outputs``.
     """
     ours, frames, scores = outputs_of(model, route)
-    theirs, _, _ = dense.encoder()(*random_features(model))
+    theirs, _ = dense.encode(*random_speech())
     found = {"difference_encoder": _largest(ours - theirs, frames)}
     if with_decoder:
         text, prompt = random_text(model), prompt_of(model, route)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from espnet2.asr.frontend.default import DefaultFrontend
 
 from espnet_smoe.checkpoint import read_checkpoint
 from espnet_smoe.counterparts import (
+    NORMALIZERS,
     PARTS,
     SurgeryError,
     expert_key,
@@ -29,6 +31,7 @@ from espnet_smoe.counterparts import (
     stock_options,
 )
 from espnet_smoe.files import MODEL_FILE
+from espnet_smoe.folder import STATISTICS, write_statistics
 from espnet_smoe.guide import GuideTable, token
 from espnet_smoe.tokens import guide_token_ids
 
@@ -64,13 +67,36 @@ class DenseModel:
     state: State
     left: tuple[str, ...] = ()
 
-    def encoder(self) -> ConformerEncoder:
-        """The host's encoder with this model's weights, for inference."""
+    def encode(
+        self, speech: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The host's front end, normalisation and encoder with this model's weights.
+
+        Args:
+            speech: (B, S) float32 at 16 kHz, zero in the padding.
+            lengths: (B,) int64, samples.
+
+        Returns:
+            (B, T, D) and (B,) int64 frames, as in inference.
+        """
         frontend = DefaultFrontend(**self.options["frontend"])
+        feats, lengths = self._load("frontend", frontend)(speech, lengths)
+        if self.normalize[0] is not None:
+            feats, lengths = self._load("normalize", self._normalizer())(feats, lengths)
         encoder = ConformerEncoder(
             input_size=frontend.output_size(), **self.options["encoder"]
         )
-        return self._load("encoder", encoder)
+        encoded, lengths, _ = self._load("encoder", encoder)(feats, lengths)
+        return encoded, lengths
+
+    def _normalizer(self) -> torch.nn.Module:
+        kind, options = self.normalize
+        if kind != "global_mvn":
+            return NORMALIZERS[kind](**options)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / STATISTICS
+            write_statistics(self.state, path)
+            return NORMALIZERS[kind](**{**options, "stats_file": path})
 
     def decoder(self) -> TransformerDecoder:
         """The host's decoder with this model's weights, for inference."""

@@ -254,7 +254,10 @@ def _prove(
                 if key and key.stack == stack and key.expert > 0
             }
             state |= {name: source.state[name] for name in banks}
-        dense = dataclasses.replace(base, state=state)
+        # check_fit warns of centred frames
+        front = {**base.options["frontend"], "center": False}
+        parts = {**base.options, "frontend": front}
+        dense = dataclasses.replace(base, state=state, options=parts)
         row = compare_dense(model, dense, route, "decoder" in experts)
         rows.append({"route": route, **row})
     found = [v for row in rows for k, v in row.items() if k != "route"]

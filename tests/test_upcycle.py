@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -18,6 +19,7 @@ from tiny_experiment import CONF, Experiment, write_conf
 from espnet_smoe import Speech2Text
 from espnet_smoe.bin import smoe_train, smoe_upcycle
 from espnet_smoe.checkpoint import load_model
+from espnet_smoe.compare_route import compare_dense
 from espnet_smoe.counterparts import (
     SurgeryError,
     expert_key,
@@ -248,6 +250,53 @@ def test_another_architecture_is_refused_with_both_sides(
     error = capsys.readouterr().err
     assert all(word in error for word in [*words, str(dense), str(conf)]), error
     assert not (tmp_path / "exp").exists()
+
+
+@pytest.mark.parametrize("norm_vars", [True, False])
+def test_another_normalisation_is_refused_with_both_sides(
+    experiment: Experiment, tmp_path: Path, capsys, norm_vars: bool
+):
+    """Encodings of one model with and without it differed by 0.86."""
+    stats = tmp_path / "stats.npz"
+    np.savez(stats, count=4, sum=np.arange(20.0), sum_square=np.arange(20.0) * 9 + 1)
+    if norm_vars:
+        kind, conf, default = "utterance_mvn", {}, False
+    else:
+        kind, conf, default = "global_mvn", {"stats_file": str(stats)}, True
+    conf = {"norm_vars": norm_vars, **conf}
+    dense = make_dense(tmp_path / "a", experiment, normalize=kind, normalize_conf=conf)
+    target = write_conf(tmp_path / "smoe.yaml", normalize=kind)
+    out = tmp_path / "exp"
+    assert upcycle(experiment, out, "--dense", dense, conf=target) == 1
+    error = capsys.readouterr().err
+    assert f"the {kind} of {dense} is not that of {target}" in error
+    assert f"norm_vars {norm_vars} there and {default} here" in error
+    assert not out.exists()
+
+
+def test_a_normalisation_that_spells_out_the_defaults_is_the_same(
+    experiment: Experiment, tmp_path: Path
+):
+    conf = {"norm_means": True, "norm_vars": False}
+    dense = make_dense(tmp_path / "a", experiment, normalize_conf=conf)
+    assert upcycle(experiment, tmp_path / "exp", "--dense", dense) == 0
+
+
+def test_the_proof_begins_with_audio(made: Path, dense: Path):
+    model, _ = load_model(made / "config.yaml", made / FILE)
+    model.eval()
+    source = read_dense(dense)
+
+    def difference(**changes) -> float:
+        other = dataclasses.replace(source, **changes)
+        route = {"bandwidth": "nb", "task": "asr"}
+        return compare_dense(model, other, route, False)["difference_encoder"]
+
+    assert difference() <= 1e-5
+    assert difference(normalize=("utterance_mvn", {"norm_vars": True})) > 0.1
+    assert difference(normalize=(None, {})) > 0.1
+    front = {**source.options["frontend"], "win_length": 512}
+    assert difference(options={**source.options, "frontend": front}) > 1e-3
 
 
 def test_what_the_host_computes_otherwise_is_refused(
