@@ -12,7 +12,7 @@ import math
 import os
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,7 @@ def upcycle(
     for model in dense.values():
         warnings += check_fit(model, options, config, parts)
     base = _mean(list(dense.values())) if shared is None else dense[shared]
-    experts = _experts(
-        options, {guide: dense[path] for guide, path in sources.items()}, base, parts
-    )
+    named = {guide: dense[path] for guide, path in sources.items()}
     with write_atomically(out_dir) as folder:
         if options.normalize == "global_mvn":
             write_statistics(base.state, folder / STATISTICS)
@@ -99,7 +97,9 @@ def upcycle(
             }
         torch.manual_seed(options.seed)  # of what stays fresh
         model = SMoETask.build_model(options)
-        state, report = _fill(model.state_dict(), base, experts, dense.values())
+        own = model.state_dict()
+        experts = _experts(options, own, named, base, parts)
+        state, report = _fill(own, base, experts, dense.values())
         model.load_state_dict(state)
         report["routes"] = _prove(model.eval(), options, base, experts)
         write_experiment(folder, out_dir, vars(options), state, token_dir / "bpe.model")
@@ -140,15 +140,22 @@ def _mean(models: Sequence[DenseModel]) -> DenseModel:
 
 def _experts(
     options: Namespace,
+    own: Collection[str],
     sources: Mapping[str, DenseModel],
     base: DenseModel,
     parts: Sequence[str],
 ) -> Experts:
-    """The model that each expert of each stack comes from."""
+    """The model that each expert of each stack comes from.
+
+    Args:
+        own: names of the S-MoE model's tensors.
+    """
     guides = GuideTable.from_mapping(options.guides)
     known = [g for axis in guides.axes for g in axis.guides]
     if unknown := sorted(set(sources) - set(known)):
         raise GuideError(f"unknown guides {unknown}; known: {known}")
+    # one FFN for all guides comes from the base, whatever guides are named
+    with_experts = {key.stack for key in map(expert_key, own) if key and key.expert > 0}
     chosen, used = {}, set()
     for stack, experts in expert_maps(vars(options)).items():
         if stack not in parts:
@@ -167,7 +174,7 @@ def _experts(
                     f"{stack} expert {expert} serves {named}, which name different "
                     f"models: {[sources[g].name for g in named]}"
                 )
-            used |= set(named)
+            used |= set(named) if stack in with_experts else set()
             models.append(sources[named[0]] if named else base)
         chosen[stack] = models
     if idle := sorted(set(sources) - used):

@@ -353,6 +353,27 @@ def test_sources_that_do_not_fit_are_refused(
     assert not (tmp_path / "exp").exists()
 
 
+@pytest.mark.parametrize(
+    "experts",
+    [
+        {"axis": "bandwidth", "map": {"nb": 0, "wb": 0}},
+        {"axis": "bandwidth", "blocks": []},
+    ],
+    ids=["one-expert", "no-block"],
+)
+def test_a_guide_that_no_expert_of_its_own_serves_is_refused(
+    experiment: Experiment, dense: Path, other: Path, tmp_path: Path, capsys, experts
+):
+    encoder = {**DENSE["encoder_conf"], "experts": experts}
+    conf = write_conf(tmp_path / "one.yaml", encoder_conf=encoder)
+    sources = ["--expert", f"nb={dense}", "--expert", f"asr={other}"]
+    assert upcycle(experiment, tmp_path / "exp", *sources, conf=conf) == 1
+    error = capsys.readouterr().err
+    assert "no expert that is copied serves the guides ['nb']" in error
+    assert "has experts for ['asr']" in error
+    assert not (tmp_path / "exp").exists()
+
+
 @pytest.mark.parametrize("name", ["config.yaml", FILE])
 @pytest.mark.parametrize("content", ["empty", "cut", "list"])
 def test_a_broken_experiment_is_refused_by_name(
