@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from espnet_smoe.checkpoint import load_model
-from espnet_smoe.counterparts import SurgeryError, expert_key, expert_maps
+from espnet_smoe.counterparts import SurgeryError, expert_key
 from espnet_smoe.dense import file_of, routes_of
 from espnet_smoe.files import MODEL_FILE, write_atomically
 from espnet_smoe.folder import (
@@ -31,7 +31,7 @@ from espnet_smoe.folder import (
     write_report,
     write_yaml,
 )
-from espnet_smoe.guide import TASK, ExpertMap, GuideTable
+from espnet_smoe.guide import TASK, ExpertMap
 from espnet_smoe.model import SMoEModel
 from espnet_smoe.probe import outputs_of
 
@@ -90,7 +90,7 @@ def add_task(experiment: Path, task: str, like: str, out_dir: Path) -> dict[str,
         )
     new_conf = _new_conf(conf, task)
     model = _build(new_conf)
-    origin = _origins(new_conf, old.decoder.expert_map, task, like)
+    origin = _origins(model, old.decoder.expert_map, task, like)
     state = _fill(model, old, origin, task, like)
     model.load_state_dict(state)
     difference = _prove(old.eval(), model.eval(), task, like)
@@ -132,14 +132,11 @@ def _build(conf: Mapping[str, Any]) -> SMoEModel:
     return SMoETask.build_model(Namespace(**copy.deepcopy(dict(conf))))
 
 
-def _origins(
-    conf: Mapping[str, Any], old: ExpertMap, task: str, like: str
-) -> dict[int, int]:
+def _origins(model: SMoEModel, old: ExpertMap, task: str, like: str) -> dict[int, int]:
     """Decoder expert of the new model -> that of the old one it is a copy of."""
-    guides = GuideTable.from_mapping(conf["guides"])
-    experts = expert_maps(conf)["decoder"]
+    experts = model.decoder.expert_map
     place = experts.axes.index(TASK)
-    new_id, like_id = (guides.axis(TASK).index(name) for name in (task, like))
+    new_id, like_id = (model.guides.axis(TASK).index(name) for name in (task, like))
     return {
         expert: old.table[
             tuple(
