@@ -9,10 +9,8 @@ learn.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
-import shutil
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping
@@ -23,14 +21,23 @@ import torch
 import yaml
 
 from espnet_smoe.checkpoint import load_model
-from espnet_smoe.counterparts import SurgeryError, expert_key, expert_maps
-from espnet_smoe.dense import file_of, routes_of, write_statistics
-from espnet_smoe.files import write_atomically
-from espnet_smoe.guide import TASK, ExpertMap, GuideTable
+from espnet_smoe.counterparts import SurgeryError, expert_key
+from espnet_smoe.dense import file_of, routes_of
+from espnet_smoe.files import MODEL_FILE, write_atomically
+from espnet_smoe.folder import (
+    EXPERIMENT_FILES,
+    check_target,
+    write_experiment,
+    write_report,
+    write_yaml,
+)
+from espnet_smoe.guide import TASK, ExpertMap
 from espnet_smoe.model import SMoEModel
 from espnet_smoe.probe import outputs_of
 
 __all__ = ["add_task"]
+
+_REPORT = "add_task.json"
 
 # of a training: its data, folders and history
 _OF_ONE_RUN = {
@@ -41,8 +48,8 @@ _OF_ONE_RUN = {
 
 
 def add_task(experiment: Path, task: str, like: str, out_dir: Path) -> dict[str, Any]:
-    """Write an experiment folder: config.yaml, bpe.model, tokens.txt,
-    ``valid.acc.ave.pth``, and ``train.yaml`` to train the new task with.
+    """Write an experiment folder, ``add_task.json``, and ``train_<task>.yaml`` to
+    train the new task with: the recipe names an experiment after its YAML.
 
     Nothing is written before old and new model have given the same output to the bit
     on every old route, and the new task that of the task it is like.
@@ -60,8 +67,11 @@ def add_task(experiment: Path, task: str, like: str, out_dir: Path) -> dict[str,
     Raises:
         SurgeryError: the model has the task already, or has no experts by task.
         GuideError: ``like`` is unknown, or the new name is no task.
-        ConfigError: the experiment is broken.
+        ConfigError: the experiment is broken, or ``out_dir`` holds anything but an
+            earlier result for this task.
     """
+    training = f"train_{task}.yaml"
+    check_target(out_dir, _REPORT, (*EXPERIMENT_FILES, training), [experiment])
     checkpoint = file_of(experiment)
     config = checkpoint.parent / "config.yaml"
     old, bpemodel = load_model(config, checkpoint)
@@ -80,24 +90,15 @@ def add_task(experiment: Path, task: str, like: str, out_dir: Path) -> dict[str,
         )
     new_conf = _new_conf(conf, task)
     model = _build(new_conf)
-    origin = _origins(new_conf, old.decoder.expert_map, task, like)
+    origin = _origins(model, old.decoder.expert_map, task, like)
     state = _fill(model, old, origin, task, like)
     model.load_state_dict(state)
     difference = _prove(old.eval(), model.eval(), task, like)
     with write_atomically(out_dir) as folder:
-        shutil.copyfile(bpemodel, folder / "bpe.model")
-        tokens = "".join(f"{t}\n" for t in conf["token_list"])
-        (folder / "tokens.txt").write_text(tokens, encoding="utf-8")
-        torch.save(state, folder / "valid.acc.ave.pth")
-        new_conf["bpemodel"] = os.fspath(out_dir / "bpe.model")
-        if new_conf["normalize"] == "global_mvn":
-            write_statistics(state, folder / "feats_stats.npz")
-            path = os.fspath(out_dir / "feats_stats.npz")
-            new_conf["normalize_conf"]["stats_file"] = path
-        _write_yaml(folder / "config.yaml", new_conf)
-        train = _training_yaml(new_conf)
-        train["init_param"] = [os.fspath(out_dir / "valid.acc.ave.pth")]
-        _write_yaml(folder / "train.yaml", train)
+        written = write_experiment(folder, out_dir, new_conf, state, bpemodel)
+        train = _training_yaml(written)
+        train["init_param"] = [os.fspath(out_dir / MODEL_FILE)]
+        write_yaml(folder / training, train)
         report = {
             "experiment": str(experiment),
             "task": task,
@@ -108,7 +109,7 @@ def add_task(experiment: Path, task: str, like: str, out_dir: Path) -> dict[str,
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "difference": difference,
         }
-        (folder / "add_task.json").write_text(json.dumps(report, indent=1) + "\n")
+        write_report(folder / _REPORT, report)
     return report
 
 
@@ -131,14 +132,11 @@ def _build(conf: Mapping[str, Any]) -> SMoEModel:
     return SMoETask.build_model(Namespace(**copy.deepcopy(dict(conf))))
 
 
-def _origins(
-    conf: Mapping[str, Any], old: ExpertMap, task: str, like: str
-) -> dict[int, int]:
+def _origins(model: SMoEModel, old: ExpertMap, task: str, like: str) -> dict[int, int]:
     """Decoder expert of the new model -> that of the old one it is a copy of."""
-    guides = GuideTable.from_mapping(conf["guides"])
-    experts = expert_maps(conf)["decoder"]
+    experts = model.decoder.expert_map
     place = experts.axes.index(TASK)
-    new_id, like_id = (guides.axis(TASK).index(name) for name in (task, like))
+    new_id, like_id = (model.guides.axis(TASK).index(name) for name in (task, like))
     return {
         expert: old.table[
             tuple(
@@ -207,8 +205,3 @@ def _training_yaml(conf: Mapping[str, Any]) -> dict[str, Any]:
         and not key.endswith(("_data_path_and_name_and_type", "_shape_file"))
         and not key.startswith("dist_")
     }
-
-
-def _write_yaml(path: Path, conf: Mapping[str, Any]) -> None:
-    text = yaml.safe_dump(dict(conf), allow_unicode=True, sort_keys=False)
-    path.write_text(text, encoding="utf-8")

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from espnet_smoe.audio import MODEL_RATE
 from espnet_smoe.counterparts import SurgeryError
 from espnet_smoe.datadir import read_datadir
 from espnet_smoe.dense import DenseModel
@@ -22,15 +21,14 @@ from espnet_smoe.model import SMoEModel
 from espnet_smoe.probe import (
     outputs_of,
     prompt_of,
-    random_features,
+    random_speech,
     random_text,
-    route_ids,
     score_text,
 )
 from espnet_smoe.query import Query
 from espnet_smoe.search import SearchConfig
 
-__all__ = ["compare_decoding", "compare_dense", "compare_outputs"]
+__all__ = ["compare_decoding", "compare_dense", "compare_outputs", "host_search"]
 
 _UTTERANCES = 20  # enough to tell the speeds apart
 
@@ -53,22 +51,15 @@ def compare_outputs(
     Raises:
         SurgeryError: the encoders give different numbers of frames.
     """
-    generator = torch.Generator().manual_seed(0)
-    speech = 0.1 * torch.randn(2, 3 * MODEL_RATE, generator=generator)
-    lengths = torch.tensor([speech.size(1), speech.size(1) * 2 // 3])
-    speech[1, lengths[1] :] = 0.0
-    ids = route_ids(model, route)
-    ids.pop(TASK)
-    ours, frames = model.encode(speech, lengths, ids)
-    theirs, host_frames = host.encode(speech, lengths)
+    ours, frames, scores = outputs_of(model, route)
+    theirs, host_frames = host.encode(*random_speech())
     if not torch.equal(frames, host_frames):
         raise SurgeryError(
             f"{frames.tolist()} encoded frames, but {host_frames.tolist()} by the host"
         )
-    text, prompt = random_text(model), prompt_of(model, route)
-    scores = score_text(model.decoder, prompt, text, ours, frames)
     symbols = [host.token_list.index(token(guide)) for guide in route.values()]
-    host_scores = score_text(host.decoder, [host.sos, *symbols], text, theirs, frames)
+    prompt = [host.sos, *symbols]
+    host_scores = score_text(host.decoder, prompt, random_text(model), theirs, frames)
     return {
         "difference_encoder": _largest(ours - theirs, frames),
         "difference_decoder": float((scores - host_scores).abs().max()),
@@ -79,11 +70,11 @@ def compare_outputs(
 def compare_dense(
     model: SMoEModel, dense: DenseModel, route: Mapping[str, str], with_decoder: bool
 ) -> dict[str, float]:
-    """Run an S-MoE model on one route and a dense model on random features and text.
+    """Run an S-MoE model on one route and a dense model on random audio and text.
 
     Args:
         model: in evaluation mode.
-        dense: the model that it must equal on this route.
+        dense: the model that it must equal on this route, its frames not centred.
         route: axis -> guide, all axes.
         with_decoder: whether the dense model has the same vocabulary.
 
@@ -92,7 +83,7 @@ def compare_dense(
         ``compare_outputs``.
     """
     ours, frames, scores = outputs_of(model, route)
-    theirs, _, _ = dense.encoder()(*random_features(model))
+    theirs, _ = dense.encode(*random_speech())
     found = {"difference_encoder": _largest(ours - theirs, frames)}
     if with_decoder:
         text, prompt = random_text(model), prompt_of(model, route)
@@ -106,6 +97,30 @@ def _largest(difference: torch.Tensor, frames: torch.Tensor) -> float:
     # max() of a list could lose a NaN
     valid = [difference[i, : int(n)] for i, n in enumerate(frames)]
     return float(torch.cat(valid).abs().max())
+
+
+def host_search(
+    model: SMoEModel, route: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the host's ``Speech2Text`` and of its call, to decode one route as
+    ours does by default.
+
+    Args:
+        model: ours.
+        route: axis -> guide, all axes; the host's prompt holds two or three.
+    """
+    search = SearchConfig()
+    language, task, *others = (token(guide) for guide in route.values())
+    # translations are searched without CTC
+    with_ctc = route[TASK] == "asr" and model.ctc is not None
+    options = {
+        "lang_sym": language,
+        "task_sym": task,
+        "ctc_weight": search.ctc_weight if with_ctc else 0.0,
+        "beam_size": search.beam_size,
+    }
+    # a third token takes the place of "<notimestamps>"
+    return options, {"predict_time": not others}
 
 
 def compare_decoding(
@@ -131,45 +146,41 @@ def compare_decoding(
     from espnet2.bin.s2t_inference import Speech2Text as HostSpeech2Text
 
     guides = {axis: guide for axis, guide in route.items() if axis != TASK}
-    utterances = [u for u in read_datadir(data_dir) if u.guides == guides]
-    utterances = utterances[:_UTTERANCES]
+    utterances = [  # the data may have axes that the model does not
+        u for u in read_datadir(data_dir) if guides.items() <= u.guides.items()
+    ][:_UTTERANCES]
     if not utterances:
         raise SurgeryError(f"no utterance of {data_dir} has the guides {guides}")
     queries = [Query(load_dumped(u), guides, (route[TASK],)) for u in utterances]
 
-    search = SearchConfig()
     ours = Speech2Text(
         checkpoint.parent / "config.yaml", checkpoint, batch_size=len(queries)
     )
-    # translations are searched without CTC
-    ctc_weight = search.ctc_weight if route[TASK] == "asr" else 0.0
-    symbols = [token(guide) for guide in route.values()]
-    with_task = len(symbols) == 2  # else the prompt ends in "<notimestamps>"
+    options, of_call = host_search(ours.model, route)
     host = HostSpeech2Text(
         str(folder / "config.yaml"),
         str(folder / "model.pth"),
         bpemodel=str(folder / "bpe.model"),
-        beam_size=search.beam_size,
-        ctc_weight=ctc_weight if ours.model.ctc is not None else 0.0,
-        lang_sym=symbols[0],
-        task_sym=symbols[1],
+        **options,
     )
     # the host's search writes ten lines an utterance, and one about the cut
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    results, host_results = [], []
-    times = [time.perf_counter()]
-    for query in queries:
-        results.append(ours.decode([query])[0][route[TASK]][0])
-    times.append(time.perf_counter())
-    ours.decode(queries)
-    times.append(time.perf_counter())
-    for query in queries:
-        # the host cuts off the last sample
-        speech = torch.nn.functional.pad(torch.from_numpy(query.samples), (0, 1))
-        host_results.append(host(speech, predict_time=with_task)[0])
-    times.append(time.perf_counter())
-    logging.disable(disabled)
+    try:
+        results, host_results = [], []
+        times = [time.perf_counter()]
+        for query in queries:
+            results.append(ours.decode([query])[0][route[TASK]][0])
+        times.append(time.perf_counter())
+        ours.decode(queries)
+        times.append(time.perf_counter())
+        for query in queries:
+            # the host cuts off the last sample
+            speech = torch.nn.functional.pad(torch.from_numpy(query.samples), (0, 1))
+            host_results.append(host(speech, **of_call)[0])
+        times.append(time.perf_counter())
+    finally:
+        logging.disable(disabled)
     pairs = list(zip(results, host_results, strict=True))
     seconds = [(b - a) / len(queries) for a, b in itertools.pairwise(times)]
     return {

@@ -11,6 +11,8 @@ from typing import Any
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
+from espnet2.layers.global_mvn import GlobalMVN
+from espnet2.layers.utterance_mvn import UtteranceMVN
 
 from espnet_smoe.audio import MODEL_RATE
 from espnet_smoe.config import ExpertConfig
@@ -19,12 +21,14 @@ from espnet_smoe.encoder import SMoEConformerEncoder
 from espnet_smoe.guide import ExpertMap, GuideTable
 
 __all__ = [
+    "NORMALIZERS",
     "PARTS",
     "ExpertKey",
     "SurgeryError",
     "expert_key",
     "expert_maps",
     "host_options",
+    "normalizer_options",
     "stock_options",
 ]
 
@@ -63,6 +67,9 @@ _HOSTS = {
     "frontend": DefaultFrontend,
 }
 PARTS = tuple(_OURS)
+NORMALIZERS = {"global_mvn": GlobalMVN, "utterance_mvn": UtteranceMVN}
+"""YAML ``normalize`` -> class, the host's on both sides."""
+
 # arguments that a stack's builder gives, and ours that the host does not have
 _NOT_OPTIONS = {
     "input_size", "vocab_size", "encoder_output_size", "guides", "guide_token_ids",
@@ -156,6 +163,19 @@ def host_options(part: str, conf: Mapping[str, Any]) -> dict[str, Any]:
         conf: the host's ``<part>_conf``.
     """
     return _rate_in_hz({**_defaults(_HOSTS[part]), **conf})
+
+
+def normalizer_options(kind: str | None, conf: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option of a normalisation but the file of its statistics.
+
+    The statistics themselves are among the tensors of a checkpoint.
+
+    Args:
+        kind: YAML ``normalize``, None = none.
+        conf: YAML ``normalize_conf``.
+    """
+    options = {} if kind is None else {**_defaults(NORMALIZERS[kind]), **conf}
+    return {k: v for k, v in options.items() if k != "stats_file"}
 
 
 def _defaults(kind: Callable) -> dict[str, Any]:

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import itertools
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import yaml
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
-from espnet2.torch_utils.safe_torch_load import safe_torch_load
 
+from espnet_smoe.checkpoint import read_checkpoint
 from espnet_smoe.counterparts import (
+    NORMALIZERS,
     PARTS,
     SurgeryError,
     expert_key,
@@ -30,6 +30,8 @@ from espnet_smoe.counterparts import (
     host_options,
     stock_options,
 )
+from espnet_smoe.files import MODEL_FILE
+from espnet_smoe.folder import STATISTICS, write_statistics
 from espnet_smoe.guide import GuideTable, token
 from espnet_smoe.tokens import guide_token_ids
 
@@ -39,7 +41,6 @@ __all__ = [
     "file_of",
     "read_dense",
     "routes_of",
-    "write_statistics",
 ]
 
 State = Mapping[str, torch.Tensor]
@@ -66,13 +67,36 @@ class DenseModel:
     state: State
     left: tuple[str, ...] = ()
 
-    def encoder(self) -> ConformerEncoder:
-        """The host's encoder with this model's weights, for inference."""
+    def encode(
+        self, speech: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The host's front end, normalisation and encoder with this model's weights.
+
+        Args:
+            speech: (B, S) float32 at 16 kHz, zero in the padding.
+            lengths: (B,) int64, samples.
+
+        Returns:
+            (B, T, D) and (B,) int64 frames, as in inference.
+        """
         frontend = DefaultFrontend(**self.options["frontend"])
+        feats, lengths = self._load("frontend", frontend)(speech, lengths)
+        if self.normalize[0] is not None:
+            feats, lengths = self._load("normalize", self._normalizer())(feats, lengths)
         encoder = ConformerEncoder(
             input_size=frontend.output_size(), **self.options["encoder"]
         )
-        return self._load("encoder", encoder)
+        encoded, lengths, _ = self._load("encoder", encoder)(feats, lengths)
+        return encoded, lengths
+
+    def _normalizer(self) -> torch.nn.Module:
+        kind, options = self.normalize
+        if kind != "global_mvn":
+            return NORMALIZERS[kind](**options)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / STATISTICS
+            write_statistics(self.state, path)
+            return NORMALIZERS[kind](**{**options, "stats_file": path})
 
     def decoder(self) -> TransformerDecoder:
         """The host's decoder with this model's weights, for inference."""
@@ -101,9 +125,9 @@ class DenseModel:
 
 
 def file_of(experiment: Path) -> Path:
-    """Checkpoint of an experiment: the file named, or ``valid.acc.ave.pth`` of the
-    folder named."""
-    return experiment / "valid.acc.ave.pth" if experiment.is_dir() else experiment
+    """Checkpoint of an experiment: the file named, or ``MODEL_FILE`` of the folder
+    named."""
+    return experiment / MODEL_FILE if experiment.is_dir() else experiment
 
 
 def read_dense(experiment: Path) -> DenseModel:
@@ -114,18 +138,11 @@ def read_dense(experiment: Path) -> DenseModel:
         experiment: experiment folder, or a checkpoint with its ``config.yaml`` beside.
 
     Raises:
-        SurgeryError: a file is missing, or the model is not of these kinds; names
-            what it is.
+        ConfigError: a file is missing or broken.
+        SurgeryError: the model is not of these kinds; names what it is.
     """
     checkpoint = file_of(experiment)
-    config = checkpoint.parent / "config.yaml"
-    for path in (config, checkpoint):
-        if not path.is_file():
-            raise SurgeryError(f"{path} is missing: {experiment} is no experiment")
-    conf = yaml.safe_load(config.read_text(encoding="utf-8"))
-    state = safe_torch_load(checkpoint, map_location="cpu")
-    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
-        raise SurgeryError(f"{checkpoint} holds no model: expected named tensors")
+    conf, state = read_checkpoint(checkpoint.parent / "config.yaml", checkpoint)
     if "guides" in conf:
         return _from_ours(experiment, conf, state)
     return _from_stock(experiment, conf, state)
@@ -173,17 +190,6 @@ def routes_of(guides: GuideTable) -> list[dict[str, str]]:
     names = [axis.name for axis in guides.axes]
     choices = itertools.product(*(axis.guides for axis in guides.axes))
     return [dict(zip(names, choice, strict=True)) for choice in choices]
-
-
-def write_statistics(state: State, path: Path) -> None:
-    """The host's ``feats_stats.npz`` that gives a checkpoint's ``global_mvn``.
-
-    The file that it was trained with may be elsewhere by now.
-    """
-    mean, std = (
-        state[f"normalize.{name}"].double().numpy() for name in ("mean", "std")
-    )
-    np.savez(path, count=1.0, sum=mean, sum_square=std**2 + mean**2)
 
 
 def _new_names(state: State) -> Iterator[tuple[str, torch.Tensor]]:

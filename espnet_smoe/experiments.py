@@ -19,6 +19,7 @@ import yaml
 
 from espnet_smoe.config import ConfigError
 from espnet_smoe.experiments_list import ExperimentList, Model, System
+from espnet_smoe.files import MODEL_FILE
 from espnet_smoe.guide import read_guides
 
 __all__ = [
@@ -27,9 +28,6 @@ __all__ = [
     "check_recorded",
     "plan",
 ]
-
-MODEL = "valid.acc.ave.pth"
-"""Checkpoint that is compared; the host makes it when a training has ended."""
 
 _PLACES = (
     *("dump", "train_dir", "valid_dir", "test_sets", "tokens", "stats"),
@@ -69,7 +67,10 @@ class Places:
 
     def next_stage(self) -> int | None:
         """Stage of the recipe to go on with: 11, 12; None = trained and scored."""
-        model, checkpoint = self.experiment / MODEL, self.experiment / "checkpoint.pth"
+        model, checkpoint = (
+            self.experiment / MODEL_FILE,
+            self.experiment / "checkpoint.pth",
+        )
         # the link itself: what it points to may be an epoch's file
         if not model.is_file() or _older(model, checkpoint):
             return 11

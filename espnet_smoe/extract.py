@@ -10,7 +10,6 @@ special tokens, is never emitted.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from argparse import Namespace
@@ -23,15 +22,25 @@ import yaml
 
 from espnet_smoe.audio import MODEL_RATE
 from espnet_smoe.checkpoint import load_model
-from espnet_smoe.compare_route import compare_decoding, compare_outputs
+from espnet_smoe.compare_route import compare_decoding, compare_outputs, host_search
 from espnet_smoe.counterparts import SurgeryError
-from espnet_smoe.dense import DenseModel, extract_route, file_of, write_statistics
+from espnet_smoe.dense import DenseModel, extract_route, file_of
 from espnet_smoe.files import write_atomically
+from espnet_smoe.folder import (
+    STATISTICS,
+    check_target,
+    write_report,
+    write_statistics,
+    write_yaml,
+)
 from espnet_smoe.guide import BANDWIDTH, TASK, read_guides, token
 from espnet_smoe.model import SMoEModel
 from espnet_smoe.tokens import BLANK, SOS_EOS, UNK, special_ids
 
 __all__ = ["extract", "route_of"]
+
+_REPORT = "extract.json"
+_FILES = ("config.yaml", "model.pth", "bpe.model", STATISTICS)
 
 # the host's prompt: <sos> <lang> <task> and, if asked for, <notimestamps>
 _MAX_AXES = 3
@@ -90,8 +99,10 @@ def extract(
     Raises:
         SurgeryError: the host cannot express the model, or its output differs.
         GuideError: the model has no such route; lists what it has.
-        ConfigError: the experiment is broken.
+        ConfigError: the experiment is broken, or ``out_dir`` holds anything but an
+            earlier result.
     """
+    check_target(out_dir, _REPORT, _FILES, [experiment])
     checkpoint = file_of(experiment)
     config = checkpoint.parent / "config.yaml"
     model, bpemodel = load_model(config, checkpoint)
@@ -101,8 +112,8 @@ def extract(
     with write_atomically(out_dir) as folder:
         shutil.copyfile(bpemodel, folder / "bpe.model")
         if dense.normalize[0] == "global_mvn":
-            write_statistics(dense.state, folder / "feats_stats.npz")
-        _write_yaml(folder / "config.yaml", _host_config(dense, model, route, folder))
+            write_statistics(dense.state, folder / STATISTICS)
+        write_yaml(folder / "config.yaml", _host_config(dense, model, route, folder))
         torch.save(dict(dense.state), folder / "model.pth")
         host = _build_host(folder)
         report = {
@@ -123,9 +134,8 @@ def extract(
         if data_dir is not None:
             decoded = compare_decoding(checkpoint, folder, route, data_dir)
             report["decoding"] = decoded
-        _write_yaml(folder / "config.yaml", _host_config(dense, model, route, out_dir))
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        (folder / "extract.json").write_text(text + "\n", encoding="utf-8")
+        write_yaml(folder / "config.yaml", _host_config(dense, model, route, out_dir))
+        write_report(folder / _REPORT, report)
     return report
 
 
@@ -156,7 +166,7 @@ def _host_config(
     normalize, normalize_conf = dense.normalize
     if "stats_file" in normalize_conf:
         normalize_conf = {
-            **normalize_conf, "stats_file": os.fspath(folder / "feats_stats.npz")
+            **normalize_conf, "stats_file": os.fspath(folder / STATISTICS)
         }  # fmt: skip
     return {
         # the command line reads more keys than the model does
@@ -201,11 +211,6 @@ def _host_config(
     }
 
 
-def _write_yaml(path: Path, options: Mapping[str, Any]) -> None:
-    text = yaml.safe_dump(dict(options), allow_unicode=True, sort_keys=False)
-    path.write_text(text, encoding="utf-8")
-
-
 def _build_host(folder: Path) -> torch.nn.Module:
     """The host's model from the files written; every tensor must fit."""
     from espnet2.tasks.s2t import S2TTask
@@ -223,12 +228,12 @@ def _build_host(folder: Path) -> torch.nn.Module:
 
 def _usage(model: SMoEModel, route: Mapping[str, str], folder: Path) -> str:
     """How the host decodes the model."""
-    symbols = [token(guide) for guide in route.values()]
-    ctc = 0.3 if route[TASK] == "asr" and model.ctc is not None else 0.0
-    predict_time = len(symbols) < _MAX_AXES
+    of_model, of_call = (
+        ", ".join(f"{k}={v!r}" for k, v in options.items())
+        for options in host_search(model, route)
+    )
     return (
         "from espnet2.bin.s2t_inference import Speech2Text; s2t = Speech2Text("
-        f"'{folder}/config.yaml', '{folder}/model.pth', lang_sym='{symbols[0]}', "
-        f"task_sym='{symbols[1]}', ctc_weight={ctc}, beam_size=5); "
-        f"s2t(numpy.append(samples, 0), predict_time={predict_time})[0][3]"
+        f"'{folder}/config.yaml', '{folder}/model.pth', {of_model}); "
+        f"s2t(numpy.append(samples, 0), {of_call})[0][3]"
     )

@@ -7,7 +7,18 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["DataDirError", "read_table", "some_of", "write_atomically", "write_table"]
+__all__ = [
+    "MODEL_FILE",
+    "DataDirError",
+    "read_table",
+    "some_of",
+    "write_atomically",
+    "write_table",
+]
+
+MODEL_FILE = "valid.acc.ave.pth"
+"""The checkpoint of an experiment that is used unless another is named: the mean of
+the best epochs, as stage 11 leaves it."""
 
 
 class DataDirError(ValueError):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from espnet_smoe.counterparts import SurgeryError, stock_options
+from espnet_smoe.counterparts import (
+    SurgeryError,
+    normalizer_options,
+    stock_options,
+)
 from espnet_smoe.dense import DenseModel
 from espnet_smoe.tokens import read_token_list
 
@@ -18,7 +23,7 @@ _TRAINING_ONLY = {
     "self_attention_dropout_rate", "src_attention_dropout_rate", "use_sdpa",
     "use_flash_attn", "stochastic_depth_rate", "layer_drop_rate", "padding_idx",
     "max_pos_emb_len", "ctc_trim", "interctc_layer_idx", "gradient_checkpoint_layers",
-    "pos_enc_class", "positionwise_conv_kernel_size", "stats_file",
+    "pos_enc_class", "positionwise_conv_kernel_size",
 }  # fmt: skip
 
 
@@ -49,31 +54,41 @@ def check_fit(
             )
         theirs = model.options[part]
         ours = stock_options(part, getattr(options, f"{part}_conf"))
-        other = [
-            k
-            for k in sorted(set(theirs) & set(ours) - _TRAINING_ONLY)
-            if theirs[k] != ours[k]
-        ]
-        if other == ["center"]:
+        other = _other(theirs, ours)
+        if list(other) == ["center"]:
             warnings.append(
                 f"{model.name} centred its frames; here they are not, so that the "
                 "first and last frames of an utterance are new to it"
             )
         elif other:
-            sides = ", ".join(
-                f"{k} {theirs[k]!r} there and {ours[k]!r} here" for k in other
-            )
             raise SurgeryError(
-                f"the {part} of {model.name} is not that of {config}: {sides}"
+                f"the {part} of {model.name} is not that of {config}: "
+                f"{', '.join(other.values())}"
             )
     if model.normalize[0] != options.normalize:
         raise SurgeryError(
             f"{model.name} has normalize {model.normalize[0]!r}, but {config} has "
             f"{options.normalize!r}"
         )
+    theirs = normalizer_options(*model.normalize)
+    ours = normalizer_options(options.normalize, options.normalize_conf)
+    if other := _other(theirs, ours):
+        raise SurgeryError(
+            f"the {options.normalize} of {model.name} is not that of {config}: "
+            f"{', '.join(other.values())}"
+        )
     if "decoder" in parts:
         _check_vocabulary(model, options, config)
     return warnings
+
+
+def _other(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, str]:
+    """Options that differ and matter in inference -> both sides."""
+    return {
+        k: f"{k} {theirs[k]!r} there and {ours[k]!r} here"
+        for k in sorted(set(theirs) & set(ours) - _TRAINING_ONLY)
+        if theirs[k] != ours[k]
+    }
 
 
 def _check_vocabulary(model: DenseModel, options: Namespace, config: Path) -> None:

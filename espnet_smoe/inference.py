@@ -13,6 +13,7 @@ import torch
 
 from espnet_smoe.checkpoint import load_model
 from espnet_smoe.config import ConfigError, check_device
+from espnet_smoe.files import MODEL_FILE
 from espnet_smoe.host import Hypothesis
 from espnet_smoe.query import Query, Speech, make_query
 from espnet_smoe.search import RowSearch, SearchConfig
@@ -82,7 +83,7 @@ class Speech2Text:
         cls,
         model: str | Path,
         *,
-        inference_model: str = "valid.acc.ave.pth",
+        inference_model: str = MODEL_FILE,
         inference_config: str | Path | None = None,
         device: str = "cpu",
     ) -> Speech2Text:

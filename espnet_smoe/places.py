@@ -9,7 +9,7 @@ import torch
 from espnet_smoe.experts import ExpertFFNBank
 from espnet_smoe.model import SMoEModel
 
-__all__ = ["FFNS", "PARTS", "Place", "apart", "places_of"]
+__all__ = ["FFNS", "PARTS", "SHARED", "Place", "apart", "places_of"]
 
 PARTS = {
     "encoder": {
@@ -29,13 +29,18 @@ PARTS = {
 FFNS = ("macaron", "final", "ffn")
 """The parts that can have experts."""
 
+SHARED = "shared"
+"""The part that a shared expert is, beside the FFN that it belongs to."""
+
 
 @dataclass(frozen=True)
 class Place:
-    """A part of a block without its layer norm, or all FFNs of a stack together.
+    """A part of a block without its layer norm, its shared expert, or all FFNs of a
+    stack together.
 
     Args:
-        name: ``<stack>.<block>.<part>``, or ``<stack>.ffn`` for all FFNs.
+        name: ``<stack>.<block>.<part>``, ``<stack>.<block>.<part>.shared`` for the
+            shared expert of an FFN, or ``<stack>.ffn`` for all FFNs.
         block: from 0; None = all blocks.
         tensors: which of the list of parameters are its own.
         guided: whether guides pick its parameters, from several experts.
@@ -64,16 +69,17 @@ def places_of(model: SMoEModel) -> tuple[list[torch.nn.Parameter], list[Place]]:
                     continue  # a block without a macaron FFN
                 first = len(tensors)
                 tensors += module.parameters()
-                of_stack.append(
-                    Place(
-                        f"{stack}.{block}.{part}",
-                        stack,
-                        block,
-                        part,
-                        tuple(range(first, len(tensors))),
-                        isinstance(module, ExpertFFNBank) and len(module.experts) > 1,
-                    )
-                )
+                own = tuple(range(first, len(tensors)))
+                name = f"{stack}.{block}.{part}"
+                bank = isinstance(module, ExpertFFNBank)
+                guided = bank and len(module.experts) > 1
+                of_stack.append(Place(name, stack, block, part, own, guided))
+                if bank and module.shared is not None:
+                    # all guides train it, also those that the experts keep apart
+                    inner = set(map(id, module.shared.parameters()))
+                    own = tuple(n for n in own if id(tensors[n]) in inner)
+                    name += ".shared"
+                    of_stack.append(Place(name, stack, block, SHARED, own, False))
         ffns = [p for p in of_stack if p.part in FFNS]
         together = tuple(n for p in ffns for n in p.tensors)
         guided = any(p.guided for p in ffns)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from espnet_smoe.audio import MODEL_RATE
 from espnet_smoe.model import SMoEModel
 from espnet_smoe.tokens import special_ids
 
@@ -14,7 +15,7 @@ __all__ = [
     "Outputs",
     "outputs_of",
     "prompt_of",
-    "random_features",
+    "random_speech",
     "random_text",
     "route_ids",
     "score_text",
@@ -35,13 +36,13 @@ class Outputs(NamedTuple):
     scores: torch.Tensor
 
 
-def random_features(model: SMoEModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of two utterances, (2, 200, F) float32, and (2,) int64 frames."""
+def random_speech() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two utterances of 3 and 2 s, (2, S) float32, and (2,) int64 samples."""
     generator = torch.Generator().manual_seed(0)
-    feats = torch.randn(2, 200, model.frontend.output_size(), generator=generator)
-    lengths = torch.tensor([200, 140])
-    feats[1, lengths[1] :] = 0.0
-    return feats, lengths
+    speech = 0.1 * torch.randn(2, 3 * MODEL_RATE, generator=generator)
+    lengths = torch.tensor([3 * MODEL_RATE, 2 * MODEL_RATE])
+    speech[1, lengths[1] :] = 0.0
+    return speech, lengths
 
 
 def random_text(model: SMoEModel) -> torch.Tensor:
@@ -52,12 +53,12 @@ def random_text(model: SMoEModel) -> torch.Tensor:
 
 
 def route_ids(model: SMoEModel, route: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Guide ids of two utterances, axis -> (2,) int64.
+    """Guide ids of two utterances, utterance axis -> (2,) int64.
 
     Args:
         route: axis -> guide, all axes.
     """
-    axes = model.guides.axes
+    axes = model.guides.utterance_axes
     return {a.name: torch.full((2,), a.index(route[a.name])) for a in axes}
 
 
@@ -81,9 +82,8 @@ def score_text(
 
 
 def outputs_of(model: SMoEModel, route: Mapping[str, str]) -> Outputs:
-    """Run a model in evaluation mode on ``random_features`` and ``random_text``."""
-    expert_ids = model.encoder.expert_ids_of(route_ids(model, route))
-    memory, frames, _ = model.encoder(*random_features(model), expert_ids)
+    """Run a model in evaluation mode on ``random_speech`` and ``random_text``."""
+    memory, frames = model.encode(*random_speech(), route_ids(model, route))
     text, prompt = random_text(model), prompt_of(model, route)
     scores = score_text(model.decoder, prompt, text, memory, frames)
     return Outputs(memory, frames, scores)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from espnet_smoe.config import check_out_dir
 from espnet_smoe.datadir import read_datadir
 from espnet_smoe.files import write_atomically
 from espnet_smoe.guide import GuideError, GuideTable, token
@@ -146,9 +147,12 @@ def train_tokens(train_dir: Path, guides: GuideTable, nbpe: int, out_dir: Path) 
         nbpe: vocabulary size of sentencepiece, guiding tokens and ``<unk>`` included.
 
     Raises:
+        ConfigError: ``out_dir`` holds anything but an earlier token list.
         TokenError: too little text for ``nbpe``, or a reference holds a guiding token.
         DataDirError: the data directory is broken.
     """
+    # an experiment folder can be a token list too, but not be made here
+    check_out_dir(out_dir, ("bpe.model", "bpe.vocab", "tokens.txt"))
     if not Path(train_dir).is_dir():
         raise TokenError(f"{train_dir} is missing; run stage 4 first")
     texts = [

@@ -8,33 +8,34 @@ with experts by guide.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
-import shutil
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
 from espnet_smoe.compare_route import compare_dense
 from espnet_smoe.counterparts import SurgeryError, expert_key, expert_maps
-from espnet_smoe.dense import (
-    DenseModel,
-    read_dense,
-    routes_of,
-    write_statistics,
-)
+from espnet_smoe.dense import DenseModel, read_dense, routes_of
 from espnet_smoe.files import write_atomically
 from espnet_smoe.fit import check_fit
+from espnet_smoe.folder import (
+    EXPERIMENT_FILES,
+    STATISTICS,
+    check_target,
+    write_experiment,
+    write_report,
+    write_statistics,
+)
 from espnet_smoe.guide import GuideError, GuideTable
 
 __all__ = ["upcycle"]
 
+_REPORT = "upcycle.json"
 _TOLERANCE = 1e-5  # largest difference of outputs; sums may run in another order
 
 Experts = Mapping[str, Sequence[DenseModel]]
@@ -49,8 +50,7 @@ def upcycle(
     encoder_only: bool,
     out_dir: Path,
 ) -> dict[str, Any]:
-    """Write an experiment folder: config.yaml, bpe.model, tokens.txt, upcycle.json and
-    ``valid.acc.ave.pth``.
+    """Write an experiment folder and ``upcycle.json``.
 
     Nothing is written before every route has given the output of its dense model.
 
@@ -69,15 +69,17 @@ def upcycle(
     Raises:
         SurgeryError: models or vocabularies do not fit each other (names both sides),
             or outputs differ.
-        ValueError: the YAML or an experiment is missing or broken.
+        ValueError: the YAML or an experiment is missing or broken, or ``out_dir``
+            holds anything but an earlier result.
     """
     from espnet_smoe.task import SMoETask
     from espnet_smoe.train import read_options
 
+    paths = [*([] if shared is None else [shared]), *sources.values()]
+    check_target(out_dir, _REPORT, EXPERIMENT_FILES, [*paths, config, token_dir])
     options = read_options(config, token_dir, out_dir)
     parts = ("encoder", "frontend", "normalize")
     parts += () if encoder_only else ("decoder", "ctc")
-    paths = [*([] if shared is None else [shared]), *sources.values()]
     dense = {path: _only(read_dense(path), parts) for path in dict.fromkeys(paths)}
     if not dense:
         raise SurgeryError("name a dense experiment to begin with")
@@ -85,38 +87,29 @@ def upcycle(
     for model in dense.values():
         warnings += check_fit(model, options, config, parts)
     base = _mean(list(dense.values())) if shared is None else dense[shared]
-    experts = _experts(
-        options, {guide: dense[path] for guide, path in sources.items()}, base, parts
-    )
+    named = {guide: dense[path] for guide, path in sources.items()}
     with write_atomically(out_dir) as folder:
         if options.normalize == "global_mvn":
-            write_statistics(base.state, folder / "feats_stats.npz")
+            write_statistics(base.state, folder / STATISTICS)
             options.normalize_conf = {
                 **options.normalize_conf,
-                "stats_file": os.fspath(folder / "feats_stats.npz"),
+                "stats_file": os.fspath(folder / STATISTICS),
             }
         torch.manual_seed(options.seed)  # of what stays fresh
         model = SMoETask.build_model(options)
-        state, report = _fill(model.state_dict(), base, experts, dense.values())
+        own = model.state_dict()
+        experts = _experts(options, own, named, base, parts)
+        state, report = _fill(own, base, experts, dense.values())
         model.load_state_dict(state)
         report["routes"] = _prove(model.eval(), options, base, experts)
-        if options.normalize == "global_mvn":
-            options.normalize_conf["stats_file"] = os.fspath(
-                out_dir / "feats_stats.npz"
-            )
-        torch.save(state, folder / "valid.acc.ave.pth")
-        with (folder / "config.yaml").open("w", encoding="utf-8") as file:
-            yaml_no_alias_safe_dump(vars(options), file, sort_keys=False)
-        for name in ("bpe.model", "tokens.txt"):
-            shutil.copyfile(token_dir / name, folder / name)
+        write_experiment(folder, out_dir, vars(options), state, token_dir / "bpe.model")
         report = {
             "shared": None if shared is None else str(shared),
             "experts": {guide: str(path) for guide, path in sources.items()},
             "warnings": warnings,
             **report,
         }
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        (folder / "upcycle.json").write_text(text + "\n", encoding="utf-8")
+        write_report(folder / _REPORT, report)
     return report
 
 
@@ -147,15 +140,22 @@ def _mean(models: Sequence[DenseModel]) -> DenseModel:
 
 def _experts(
     options: Namespace,
+    own: Collection[str],
     sources: Mapping[str, DenseModel],
     base: DenseModel,
     parts: Sequence[str],
 ) -> Experts:
-    """The model that each expert of each stack comes from."""
+    """The model that each expert of each stack comes from.
+
+    Args:
+        own: names of the S-MoE model's tensors.
+    """
     guides = GuideTable.from_mapping(options.guides)
     known = [g for axis in guides.axes for g in axis.guides]
     if unknown := sorted(set(sources) - set(known)):
         raise GuideError(f"unknown guides {unknown}; known: {known}")
+    # one FFN for all guides comes from the base, whatever guides are named
+    with_experts = {key.stack for key in map(expert_key, own) if key and key.expert > 0}
     chosen, used = {}, set()
     for stack, experts in expert_maps(vars(options)).items():
         if stack not in parts:
@@ -174,7 +174,7 @@ def _experts(
                     f"{stack} expert {expert} serves {named}, which name different "
                     f"models: {[sources[g].name for g in named]}"
                 )
-            used |= set(named)
+            used |= set(named) if stack in with_experts else set()
             models.append(sources[named[0]] if named else base)
         chosen[stack] = models
     if idle := sorted(set(sources) - used):
@@ -261,7 +261,10 @@ def _prove(
                 if key and key.stack == stack and key.expert > 0
             }
             state |= {name: source.state[name] for name in banks}
-        dense = dataclasses.replace(base, state=state)
+        # check_fit warns of centred frames
+        front = {**base.options["frontend"], "center": False}
+        parts = {**base.options, "frontend": front}
+        dense = dataclasses.replace(base, state=state, options=parts)
         row = compare_dense(model, dense, route, "decoder" in experts)
         rows.append({"route": route, **row})
     found = [v for row in rows for k, v in row.items() if k != "route"]

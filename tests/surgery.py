@@ -42,6 +42,23 @@ def save(folder: Path, model: torch.nn.Module, conf: dict) -> Path:
     return folder
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, to see that it stays as it is."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def few_files(folder: Path, experiment: Experiment, *names: str) -> Path:
+    """An experiment of which nothing but the files named was kept."""
+    folder.mkdir()
+    for name in ("config.yaml", *names):
+        (folder / name).write_bytes((experiment.exp / name).read_bytes())
+    return folder
+
+
 def make_dense(folder: Path, experiment: Experiment, seed: int = 0, **changes) -> Path:
     """Hard sharing of ours."""
     conf = write_conf(folder.with_suffix(".yaml"), **{**DENSE, **changes})

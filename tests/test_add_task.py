@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from surgery import contents, decide, few_files, save
 from tiny_experiment import CONF, Experiment, write_conf, write_dump
 
 from espnet_smoe import Speech2Text
@@ -60,7 +61,7 @@ def spanish(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def smoe_train_main(added: Path, data: dict[str, Path], *options: object) -> int:
     command = [
-        "--config", added / "train.yaml", "--train_dir", data["train"],
+        "--config", added / "train_st_es.yaml", "--train_dir", data["train"],
         "--valid_dir", data["dev"], "--token_dir", added, *options,
     ]  # fmt: skip
     return smoe_train.main([str(c) for c in command])
@@ -233,6 +234,15 @@ def test_outputs_that_are_no_numbers_prove_nothing(
     assert not (tmp_path / "new").exists()
 
 
+def untrained(experiment: Experiment, exp: Path, **changes: object) -> Path:
+    """An experiment of another architecture, with decided weights."""
+    conf = write_conf(exp.with_suffix(".yaml"), **changes)
+    options = read_options(conf, experiment.tokens, exp)
+    save(exp, decide(SMoETask.build_model(options), seed=3), vars(options))
+    (exp / "bpe.model").write_bytes((experiment.tokens / "bpe.model").read_bytes())
+    return exp
+
+
 @pytest.mark.parametrize(
     ("experts", "like", "origin"),
     [
@@ -248,14 +258,7 @@ def test_experts_of_any_routing_by_task(
     experiment: Experiment, tmp_path: Path, experts, like, origin
 ):
     decoder = {**CONF["decoder_conf"], "experts": experts}
-    conf = write_conf(tmp_path / "train.yaml", decoder_conf=decoder)
-    exp = tmp_path / "exp"
-    options = read_options(conf, experiment.tokens, exp)
-    model = SMoETask.build_model(options)
-    exp.mkdir()
-    torch.save(model.state_dict(), exp / FILE)
-    (exp / "config.yaml").write_text(yaml.safe_dump(vars(options)))
-    (exp / "bpe.model").write_bytes((experiment.tokens / "bpe.model").read_bytes())
+    exp = untrained(experiment, tmp_path / "exp", decoder_conf=decoder)
     assert add(exp, tmp_path / "new", like=like) == 0
     old, new = state_of(exp), state_of(tmp_path / "new")
     bank = "decoder.decoders.0.feed_forward.experts.{}.w_1.weight"
@@ -264,6 +267,95 @@ def test_experts_of_any_routing_by_task(
     # tied experts would leave the new one idle
     assert float(new["decoder.split.batches_left"]) == -math.inf
     assert hypotheses(exp) == hypotheses(tmp_path / "new")
+
+
+def batch(tasks: tuple[str, ...], asked: str) -> dict[str, torch.Tensor]:
+    """Two utterances with references of one task alone."""
+    generator = torch.Generator().manual_seed(4)
+    data = {
+        "speech": 0.1 * torch.randn(2, 9000, generator=generator),
+        "speech_lengths": torch.tensor([9000, 7000]),
+        "bandwidth": torch.tensor([[0], [1]]),
+    }
+    for task in tasks:
+        length = 5 if task == asked else 0
+        text = torch.randint(6, 46, (2, length), generator=generator)
+        lengths = torch.full((2,), length)
+        data |= {f"text_{task}": text, f"text_{task}_lengths": lengths}
+    return data
+
+
+@pytest.mark.parametrize(
+    ("stack", "change"),
+    [
+        ("encoder", {"guide_embedding": ["bandwidth"], "experts": None}),
+        ("encoder", {"guide_embedding": ["bandwidth"]}),
+        ("encoder", {"experts": {"gate": {"num_experts": 3, "top_k": 2}}}),
+        ("encoder", {"experts": {"axis": "bandwidth", "shared": True}}),
+        ("decoder", {"experts": {"axis": TASK, "shared": True}}),
+    ],
+    ids=["embedding", "embedding-experts", "gate", "shared", "shared-decoder"],
+)
+def test_a_task_is_added_to_any_model_with_decoder_experts_by_task(
+    experiment: Experiment, tmp_path: Path, stack: str, change: dict
+):
+    conf = {f"{stack}_conf": {**CONF[f"{stack}_conf"], **change}}
+    exp, new = untrained(experiment, tmp_path / "exp", **conf), tmp_path / "new"
+    assert add(exp, new) == 0
+    assert_same(outputs(exp), outputs(new))
+    before = outputs(new, ["st_es"])
+    assert_same(outputs(exp, ["st_de"]), before)
+    model, _ = load_model(new / "config.yaml", new / FILE)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    optim = torch.optim.AdamW(learning, lr=0.01)
+    model.train()
+    for _ in range(3):
+        optim.zero_grad()
+        model(**batch((*OLD, "st_es"), "st_es"))[0].backward()
+        optim.step()
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+    torch.save(model.state_dict(), new / FILE)
+    assert_same(outputs(exp), outputs(new))
+    after = outputs(new, ["st_es"])
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_gated_decoder_has_no_experts_by_task(
+    experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    decoder = {**CONF["decoder_conf"], "experts": {"gate": {"num_experts": 2}}}
+    exp = untrained(experiment, tmp_path / "exp", decoder_conf=decoder)
+    assert add(exp, tmp_path / "new") == 1
+    assert "no experts by task" in capsys.readouterr().err
+
+
+def test_nothing_but_an_earlier_result_is_replaced(
+    experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    exp, other = (experiment.copy(tmp_path / name) for name in ("exp", "other"))
+    few = few_files(tmp_path / "few", experiment, "bpe.model", FILE)
+    before = contents(tmp_path)
+    link = tmp_path / "link"
+    link.symlink_to(exp)
+    for source, out, words in [
+        (exp, exp, f"{exp} would be replaced, but {exp / FILE} is read"),
+        (exp, link, f"{link} would be replaced, but"),
+        (few, few, f"{few} would be replaced, but"),
+        (exp, other, f"{other} holds 1epoch.pth, 2epoch.pth, "),
+        (exp, few, f"{few} has no add_task.json"),
+        (exp, tmp_path, f"{tmp_path} holds exp"),
+    ]:
+        assert add(source, out) == 1
+        assert words in capsys.readouterr().err
+    link.unlink()
+    assert contents(tmp_path) == before
+    assert add(exp, tmp_path / "new") == 0
+    made = contents(tmp_path / "new")
+    assert add(exp, tmp_path / "new") == 0
+    assert contents(tmp_path / "new") == made
+    capsys.readouterr()
+    assert add(exp, tmp_path / "new", "st_fr") == 1
+    assert "new holds train_st_es.yaml" in capsys.readouterr().err
 
 
 def test_the_mean_of_three_checkpoints_is_refused(

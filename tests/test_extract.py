@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import logging
 import math
 import shutil
 import subprocess
@@ -15,14 +17,17 @@ import soundfile
 import torch
 import yaml
 from espnet2.bin.s2t_inference import Speech2Text as HostSpeech2Text
-from surgery import decide, save
+from surgery import contents, decide, few_files, save
 from tiny_experiment import CONF, Experiment, write_conf
 
 from espnet_smoe import Speech2Text
 from espnet_smoe.bin import smoe_extract
+from espnet_smoe.compare_route import compare_decoding
 from espnet_smoe.counterparts import SurgeryError, expert_key
 from espnet_smoe.extract import extract
+from espnet_smoe.files import read_table, write_table
 from espnet_smoe.guide import GuideError
+from espnet_smoe.search import SearchConfig
 from espnet_smoe.task import SMoETask
 from espnet_smoe.train import read_options
 
@@ -212,6 +217,86 @@ def test_the_command_compares_speed_on_data(
     assert "4 of 4 hypotheses are the same" in capsys.readouterr().out
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["bpemodel"] == str(out / "bpe.model")
+
+
+def test_an_axis_that_the_model_does_not_have_is_no_reason_not_to_compare(
+    experiment: Experiment, host: Path, eager: Path, tmp_path: Path
+):
+    data = tmp_path / "dev"
+    shutil.copytree(experiment.dev, data)
+    ids = read_table(data / "utt2bandwidth")
+    write_table(data / "utt2room", dict.fromkeys(ids, "kitchen"))
+    plain, found = (
+        compare_decoding(
+            eager / "valid.acc.ave.pth", host / "nb_asr", ROUTES["nb_asr"], folder
+        )
+        for folder in (experiment.dev, data)
+    )
+    for key in ("utterances", "same_text", "difference_score"):
+        assert found[key] == plain[key]
+
+
+def test_a_comparison_that_fails_leaves_logging_as_it_was(
+    experiment: Experiment, eager: Path, host: Path
+):
+    route = {**ROUTES["nb_asr"], "task": "st_fr"}  # is looked up within the search
+    logging.disable(logging.DEBUG)
+    try:
+        with pytest.raises(KeyError, match="st_fr"):
+            compare_decoding(
+                eager / "valid.acc.ave.pth", host / "nb_asr", route, experiment.dev
+            )
+        assert logging.root.manager.disable == logging.DEBUG
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_the_call_that_is_printed_searches_as_our_defaults_do(host: Path):
+    search = SearchConfig()
+    for name, ctc_weight in (("nb_asr", search.ctc_weight), ("wb_st_de", 0.0)):
+        usage = json.loads((host / name / "extract.json").read_text())["usage"]
+        (model,) = (
+            node
+            for node in ast.walk(ast.parse(usage))
+            if isinstance(node, ast.Call) and node.keywords and "Speech" in node.func.id
+        )
+        options = {k.arg: ast.literal_eval(k.value) for k in model.keywords}
+        assert options == {
+            "lang_sym": f"<{ROUTES[name]['bandwidth']}>",
+            "task_sym": f"<{ROUTES[name]['task']}>",
+            "ctc_weight": ctc_weight,
+            "beam_size": search.beam_size,
+        }
+        assert usage.endswith("predict_time=True)[0][3]")
+
+
+def test_nothing_but_an_earlier_result_is_replaced(
+    experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    def run(out: Path, source: Path = experiment.exp, name: str = "2epoch.pth") -> int:
+        command = ["--exp_dir", source, "--inference_model", name, "--out_dir", out]
+        command += ["--bandwidth", "nb", "--task", "asr"]
+        return smoe_extract.main([str(c) for c in command])
+
+    exp = experiment.copy(tmp_path / "exp")
+    few = few_files(tmp_path / "few", experiment, "bpe.model")
+    shutil.copy(exp / "2epoch.pth", few / "model.pth")
+    earlier = few_files(tmp_path / "earlier", experiment, "bpe.model")
+    shutil.copy(exp / "2epoch.pth", earlier / "model.pth")
+    (earlier / "extract.json").write_text("{}")
+    before = contents(tmp_path)
+    for out, options, words in [
+        (exp, (exp,), f"{exp} would be replaced, but {exp / '2epoch.pth'} is read"),
+        (earlier, (earlier, "model.pth"), f"{earlier} would be replaced, but"),
+        (exp, (), f"{exp} holds 1epoch.pth, 2epoch.pth, "),
+        (few, (), f"{few} has no extract.json"),
+        (exp / "config.yaml", (), "config.yaml is no folder"),
+    ]:
+        assert run(out, *options) == 1
+        assert words in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert run(earlier) == 0
+    assert json.loads((earlier / "extract.json").read_text())
 
 
 @pytest.mark.parametrize(

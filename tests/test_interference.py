@@ -349,6 +349,36 @@ def test_what_experts_keep_apart_is_skipped_by_name_and_the_rest_is_compared():
     assert compared == {("asr", "st_de"), ("asr", "st_es"), ("st_de", "st_es")}
 
 
+def test_a_shared_expert_is_compared_beside_experts_that_are_apart():
+    decoder = {"experts": {"axis": "task", "shared": True}}
+    model = dummies.build(decoder=decoder, model_conf={"ctc_weight": 0.0}).eval()
+    data = dummies.batch(UTTERANCES)
+    comparisons, _ = table(model)
+    rows, skipped = measure(model, grouped(data, [range(8)]), comparisons)
+    places = {"decoder.0.ffn", "decoder.1.ffn", "decoder.ffn"}
+    pairs = {(a, b) for a, b in itertools.combinations(ALL, 2)}
+    apart = {(s.a, s.b, s.place) for s in skipped if s.axis == TASK}
+    assert {(frozenset(s[:2]), s[2]) for s in apart} == {
+        (frozenset(pair), place) for pair in pairs for place in places
+    }
+    shared = [r for r in rows if r.part == "shared" and r.axis == TASK]
+    assert len(shared) == 2 * len(pairs)
+    of = {(c.axis, c.a, c.b): c for c in comparisons if not c.control}
+    for row in shared:
+        a, b = (
+            plain_gradient(None, model, data, side)
+            for side in of[row.axis, row.a, row.b].sides
+        )
+        start = f"decoder.decoders.{row.block}.feed_forward.shared."
+        x, y = (
+            torch.cat([g[n].flatten() for n in g if n.startswith(start)])
+            for g in (a, b)
+        )
+        cosine = torch.nn.functional.cosine_similarity(x, y, dim=0)
+        assert row.total == pytest.approx(float(cosine), abs=1e-4)
+        assert row.place == f"decoder.{row.block}.ffn.shared"
+
+
 def test_experts_that_are_copies_give_the_dense_models_cosines(measured):
     model, data, comparisons, rows = measured
     moe = dummies.build(

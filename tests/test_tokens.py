@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from espnet_smoe.bin import smoe_tokens
+from espnet_smoe.config import ConfigError
 from espnet_smoe.datadir import Utterance, write_datadir
 from espnet_smoe.guide import GuideError, GuideTable
 from espnet_smoe.tokens import (
@@ -113,6 +114,17 @@ def test_rerun_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
     train_tokens(write_data(tmp_path / "data", TEXTS), GUIDES, 60, tmp_path / "again")
     for name in ("bpe.vocab", "tokens.txt"):
         assert (tmp_path / "again" / name).read_bytes() == (made / name).read_bytes()
+
+
+def test_a_folder_that_holds_more_than_tokens_is_left_alone(tmp_path: Path) -> None:
+    data, out = write_data(tmp_path / "data", TEXTS), tmp_path / "exp"
+    train_tokens(data, GUIDES, 60, out)
+    train_tokens(data, GUIDES, 60, out)  # an earlier result is replaced
+    (out / "config.yaml").write_text("guides: {}")
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    with pytest.raises(ConfigError, match=r"exp holds config\.yaml; expected"):
+        train_tokens(data, GUIDES, 60, out)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
 def test_token_list_without_a_guide_is_refused(made: Path) -> None:

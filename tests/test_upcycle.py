@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -12,12 +13,13 @@ import pytest
 import torch
 import yaml
 from espnet2.tasks.asr import ASRTask
-from surgery import DENSE, make_dense, make_stock
+from surgery import DENSE, contents, few_files, make_dense, make_stock
 from tiny_experiment import CONF, Experiment, write_conf
 
 from espnet_smoe import Speech2Text
 from espnet_smoe.bin import smoe_train, smoe_upcycle
 from espnet_smoe.checkpoint import load_model
+from espnet_smoe.compare_route import compare_dense
 from espnet_smoe.counterparts import (
     SurgeryError,
     expert_key,
@@ -250,6 +252,53 @@ def test_another_architecture_is_refused_with_both_sides(
     assert not (tmp_path / "exp").exists()
 
 
+@pytest.mark.parametrize("norm_vars", [True, False])
+def test_another_normalisation_is_refused_with_both_sides(
+    experiment: Experiment, tmp_path: Path, capsys, norm_vars: bool
+):
+    """Encodings of one model with and without it differed by 0.86."""
+    stats = tmp_path / "stats.npz"
+    np.savez(stats, count=4, sum=np.arange(20.0), sum_square=np.arange(20.0) * 9 + 1)
+    if norm_vars:
+        kind, conf, default = "utterance_mvn", {}, False
+    else:
+        kind, conf, default = "global_mvn", {"stats_file": str(stats)}, True
+    conf = {"norm_vars": norm_vars, **conf}
+    dense = make_dense(tmp_path / "a", experiment, normalize=kind, normalize_conf=conf)
+    target = write_conf(tmp_path / "smoe.yaml", normalize=kind)
+    out = tmp_path / "exp"
+    assert upcycle(experiment, out, "--dense", dense, conf=target) == 1
+    error = capsys.readouterr().err
+    assert f"the {kind} of {dense} is not that of {target}" in error
+    assert f"norm_vars {norm_vars} there and {default} here" in error
+    assert not out.exists()
+
+
+def test_a_normalisation_that_spells_out_the_defaults_is_the_same(
+    experiment: Experiment, tmp_path: Path
+):
+    conf = {"norm_means": True, "norm_vars": False}
+    dense = make_dense(tmp_path / "a", experiment, normalize_conf=conf)
+    assert upcycle(experiment, tmp_path / "exp", "--dense", dense) == 0
+
+
+def test_the_proof_begins_with_audio(made: Path, dense: Path):
+    model, _ = load_model(made / "config.yaml", made / FILE)
+    model.eval()
+    source = read_dense(dense)
+
+    def difference(**changes) -> float:
+        other = dataclasses.replace(source, **changes)
+        route = {"bandwidth": "nb", "task": "asr"}
+        return compare_dense(model, other, route, False)["difference_encoder"]
+
+    assert difference() <= 1e-5
+    assert difference(normalize=("utterance_mvn", {"norm_vars": True})) > 0.1
+    assert difference(normalize=(None, {})) > 0.1
+    front = {**source.options["frontend"], "win_length": 512}
+    assert difference(options={**source.options, "frontend": front}) > 1e-3
+
+
 def test_what_the_host_computes_otherwise_is_refused(
     experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -302,6 +351,73 @@ def test_sources_that_do_not_fit_are_refused(
     assert upcycle(experiment, tmp_path / "exp", *options) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "exp").exists()
+
+
+@pytest.mark.parametrize(
+    "experts",
+    [
+        {"axis": "bandwidth", "map": {"nb": 0, "wb": 0}},
+        {"axis": "bandwidth", "blocks": []},
+    ],
+    ids=["one-expert", "no-block"],
+)
+def test_a_guide_that_no_expert_of_its_own_serves_is_refused(
+    experiment: Experiment, dense: Path, other: Path, tmp_path: Path, capsys, experts
+):
+    encoder = {**DENSE["encoder_conf"], "experts": experts}
+    conf = write_conf(tmp_path / "one.yaml", encoder_conf=encoder)
+    sources = ["--expert", f"nb={dense}", "--expert", f"asr={other}"]
+    assert upcycle(experiment, tmp_path / "exp", *sources, conf=conf) == 1
+    error = capsys.readouterr().err
+    assert "no expert that is copied serves the guides ['nb']" in error
+    assert "has experts for ['asr']" in error
+    assert not (tmp_path / "exp").exists()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", FILE])
+@pytest.mark.parametrize("content", ["empty", "cut", "list"])
+def test_a_broken_experiment_is_refused_by_name(
+    experiment: Experiment, dense: Path, tmp_path: Path, capsys, name: str, content: str
+):
+    broken = tmp_path / "broken"
+    shutil.copytree(dense, broken)
+    whole = (dense / name).read_bytes()
+    cut = whole[: len(whole) // 2] if name == FILE else b"a: ["
+    (broken / name).write_bytes({"empty": b"", "cut": cut, "list": b"- 1\n"}[content])
+    assert upcycle(experiment, tmp_path / "exp", "--dense", broken) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("smoe_upcycle: c")
+    assert str(broken / name) in error
+    assert not (tmp_path / "exp").exists()
+
+
+def test_nothing_but_an_earlier_result_is_replaced(
+    experiment: Experiment, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    exp = experiment.copy(tmp_path / "exp")
+    few = few_files(tmp_path / "few", experiment, "bpe.model", FILE)
+    mine, tokens = tmp_path / "mine", tmp_path / "tokens"
+    shutil.copytree(dense, mine)
+    tokens.mkdir()
+    for name in ("bpe.model", "tokens.txt"):
+        shutil.copy(experiment.tokens / name, tokens)
+    earlier = tmp_path / "earlier"
+    assert upcycle(experiment, earlier, "--dense", mine) == 0
+    before = contents(tmp_path)
+    given = ["--token_dir", tokens]  # the last of two equal options counts
+    for out, source, words in [
+        (exp, mine, f"{exp} holds 1epoch.pth, 2epoch.pth, "),
+        (few, mine, f"{few} has no upcycle.json"),
+        (mine, mine, f"{mine} would be replaced, but {mine} is read"),
+        (mine, mine / FILE, f"{mine} would be replaced, but {mine / FILE} is read"),
+        (tokens, mine, f"{tokens} would be replaced, but {tokens} is read"),
+        (earlier, earlier, f"{earlier} would be replaced, but"),
+    ]:
+        capsys.readouterr()
+        assert upcycle(experiment, out, "--dense", source, *given) == 1
+        assert words in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert upcycle(experiment, earlier, "--dense", mine) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Add a task to a trained model: a token and experts of its own, all else frozen.
 
-Train it with --config OUT_DIR/train.yaml --token_dir OUT_DIR on data directories with
-text.<task>; what the model did before stays the same to the bit.
+Train it with --config OUT_DIR/train_<task>.yaml --token_dir OUT_DIR on data directories
+with text.<task>; what the model did before stays the same to the bit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_smoe.bin.cli import run
+from espnet_smoe.files import MODEL_FILE
 
 __all__ = ["get_parser", "main"]
 
@@ -21,7 +22,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="smoe_add_task", description=__doc__)
     parser.add_argument("--exp_dir", type=Path, required=True, help="experiment folder")
     parser.add_argument(
-        "--inference_model", default="valid.acc.ave.pth", help="checkpoint in exp_dir"
+        "--inference_model", default=MODEL_FILE, help="checkpoint in exp_dir"
     )
     parser.add_argument("--task", required=True, help="the new task, e.g. st_es")
     parser.add_argument(
@@ -43,8 +44,8 @@ def _call(args: argparse.Namespace) -> None:
         f"own; largest difference of all outputs {report['difference']}"
     )
     print(
-        f"train it: smoe_train --config {args.out_dir}/train.yaml --token_dir "
-        f"{args.out_dir} on data with text.{args.task}"
+        f"train it: smoe_train --config {args.out_dir}/train_{args.task}.yaml "
+        f"--token_dir {args.out_dir} on data with text.{args.task}"
     )
 
 

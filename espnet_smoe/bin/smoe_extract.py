@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_smoe.bin.cli import run
+from espnet_smoe.files import MODEL_FILE
 
 __all__ = ["get_parser", "main"]
 
@@ -21,7 +22,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="smoe_extract", description=__doc__)
     parser.add_argument("--exp_dir", type=Path, required=True, help="experiment folder")
     parser.add_argument(
-        "--inference_model", default="valid.acc.ave.pth", help="checkpoint in exp_dir"
+        "--inference_model", default=MODEL_FILE, help="checkpoint in exp_dir"
     )
     parser.add_argument("--bandwidth", required=True, help="guide, e.g. nb")
     parser.add_argument("--task", required=True, help="guide, e.g. asr or st_de")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_smoe.bin.cli import run
+from espnet_smoe.files import MODEL_FILE
 
 __all__ = ["get_parser", "main"]
 
@@ -23,7 +24,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--exp_dir", type=Path, required=True, help="experiment folder")
     parser.add_argument(
-        "--inference_model", default="valid.acc.ave.pth", help="checkpoint in exp_dir"
+        "--inference_model", default=MODEL_FILE, help="checkpoint in exp_dir"
     )
     parser.add_argument(
         "--data_dir",

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from espnet_smoe.bin.cli import run
+from espnet_smoe.files import MODEL_FILE
 
 __all__ = ["PackError", "get_parser", "main", "named_files", "pack_model"]
 
@@ -125,7 +126,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="zip to write")
     parser.add_argument(
         "--inference_model",
-        default="valid.acc.ave.pth",
+        default=MODEL_FILE,
         help="file in --exp_dir (default: %(default)s)",
     )
     parser.add_argument(
