@@ -114,8 +114,8 @@ def _markdown(measured: Measured, made: Mapping[str, object]) -> Iterator[str]:
     yield "Per column: mean over batches ± its standard error, and the cosine of the"
     yield "gradients summed over all batches. 1: both pull the same way; below 0:"
     yield "against each other. Control: the same utterances parted at random into sides"
-    yield "of the same sizes, what chance alone makes of it. CTC is part of asr and does"
-    yield "not reach the decoder."
+    yield "of the same sizes, what chance alone makes of it. CTC is part of asr and"
+    yield "does not reach the decoder."
     for (axis, a, b), rows in _pairs(measured.rows).items():
         yield from ("", f"## {axis}: {a} and {b}", "")
         yield _matched(rows[0])
