@@ -29,6 +29,7 @@ __all__ = [
     "mixed_batch",
     "training_step",
     "twins",
+    "write_dense",
 ]
 
 Batch = dict[str, torch.Tensor]
@@ -49,13 +50,34 @@ def twins(config: Path, num_experts: int = 2) -> tuple[SMoEModel, SMoEModel]:
     """
     tasks = ["asr", *(f"st_a{letter}" for letter in _LETTERS[: num_experts - 1])]
     guides = {"bandwidth": [f"b{i}" for i in range(num_experts)], "task": tasks}
-    smoe, dense = (_build(config, guides, experts) for experts in (True, False))
+    smoe, dense = (
+        SMoETask.build_model(_options(config, guides, experts)).train()
+        for experts in (True, False)
+    )
     state = {_dense_name(k): v for k, v in dense.state_dict().items()}
     smoe.load_state_dict({k: state[_dense_name(k)] for k in smoe.state_dict()})
     return smoe.to(DEVICE), dense.to(DEVICE)
 
 
-def _build(config: Path, guides: dict[str, list[str]], experts: bool) -> SMoEModel:
+def write_dense(dense: SMoEModel, config: Path, folder: Path) -> Path:
+    """Write a hard-sharing twin as an experiment into an empty folder.
+
+    Returns:
+        Its checkpoint; ``config.yaml`` stands beside.
+    """
+    guides = {axis.name: list(axis.guides) for axis in dense.guides.axes}
+    options = vars(_options(config, guides, experts=False))
+    options["bpemodel"] = str(folder / "bpe.model")
+    (folder / "bpe.model").touch()  # no text is read or written
+    (folder / "config.yaml").write_text(yaml.safe_dump(options))
+    checkpoint = folder / "valid.acc.ave.pth"
+    torch.save(dense.state_dict(), checkpoint)
+    return checkpoint
+
+
+def _options(
+    config: Path, guides: dict[str, list[str]], experts: bool
+) -> argparse.Namespace:
     defaults = vars(SMoETask.get_parser().parse_args([]))
     conf = {**defaults, **yaml.safe_load(config.read_text()), "guides": guides}
     pieces = [f"piece{i}" for i in range(VOCABULARY)]
@@ -69,7 +91,7 @@ def _build(config: Path, guides: dict[str, list[str]], experts: bool) -> SMoEMod
             conf[stack].pop("experts", None)
         elif "experts" in conf[stack]:
             conf[stack]["experts"].pop("split_at", None)
-    return SMoETask.build_model(argparse.Namespace(**conf)).train()
+    return argparse.Namespace(**conf)
 
 
 def _dense_name(name: str) -> str:

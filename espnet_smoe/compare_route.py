@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from espnet_smoe.audio import MODEL_RATE
@@ -30,7 +31,7 @@ from espnet_smoe.probe import (
 from espnet_smoe.query import Query
 from espnet_smoe.search import SearchConfig
 
-__all__ = ["compare_decoding", "compare_dense", "compare_outputs"]
+__all__ = ["HostDecoder", "compare_decoding", "compare_dense", "compare_outputs"]
 
 _UTTERANCES = 20  # enough to tell the speeds apart
 
@@ -108,6 +109,48 @@ def _largest(difference: torch.Tensor, frames: torch.Tensor) -> float:
     return float(torch.cat(valid).abs().max())
 
 
+class HostDecoder:
+    """The host's ``Speech2Text`` for an extracted route, with our defaults.
+
+    Args:
+        folder: of the extracted model.
+        route: axis -> guide, all axes.
+        with_ctc: whether the model has a CTC layer.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        route: Mapping[str, str],
+        with_ctc: bool,
+        device: str = "cpu",
+    ) -> None:
+        from espnet2.bin.s2t_inference import Speech2Text as HostSpeech2Text
+
+        search = SearchConfig()
+        # translations are searched without CTC
+        with_ctc = with_ctc and route[TASK] == "asr"
+        symbols = [token(guide) for guide in route.values()]
+        self._with_task = len(symbols) == 2  # else the prompt ends in "<notimestamps>"
+        self.speech2text = HostSpeech2Text(
+            str(folder / "config.yaml"),
+            str(folder / "model.pth"),
+            bpemodel=str(folder / "bpe.model"),
+            device=device,
+            beam_size=search.beam_size,
+            ctc_weight=search.ctc_weight if with_ctc else 0.0,
+            lang_sym=symbols[0],
+            task_sym=symbols[1],
+        )
+
+    def __call__(self, samples: np.ndarray) -> tuple:
+        """(S,) float32 at 16 kHz -> the host's best result, see its class."""
+        # the host cuts off the last sample
+        speech = torch.nn.functional.pad(torch.from_numpy(samples), (0, 1))
+        return self.speech2text(speech, predict_time=self._with_task)[0]
+
+
 def compare_decoding(
     checkpoint: Path, folder: Path, route: Mapping[str, str], data_dir: Path
 ) -> dict[str, Any]:
@@ -128,8 +171,6 @@ def compare_decoding(
         SurgeryError: no utterance has the guides of the route.
         DataDirError: the data directory is broken.
     """
-    from espnet2.bin.s2t_inference import Speech2Text as HostSpeech2Text
-
     guides = {axis: guide for axis, guide in route.items() if axis != TASK}
     utterances = [u for u in read_datadir(data_dir) if u.guides == guides]
     utterances = utterances[:_UTTERANCES]
@@ -137,23 +178,10 @@ def compare_decoding(
         raise SurgeryError(f"no utterance of {data_dir} has the guides {guides}")
     queries = [Query(load_dumped(u), guides, (route[TASK],)) for u in utterances]
 
-    search = SearchConfig()
     ours = Speech2Text(
         checkpoint.parent / "config.yaml", checkpoint, batch_size=len(queries)
     )
-    # translations are searched without CTC
-    ctc_weight = search.ctc_weight if route[TASK] == "asr" else 0.0
-    symbols = [token(guide) for guide in route.values()]
-    with_task = len(symbols) == 2  # else the prompt ends in "<notimestamps>"
-    host = HostSpeech2Text(
-        str(folder / "config.yaml"),
-        str(folder / "model.pth"),
-        bpemodel=str(folder / "bpe.model"),
-        beam_size=search.beam_size,
-        ctc_weight=ctc_weight if ours.model.ctc is not None else 0.0,
-        lang_sym=symbols[0],
-        task_sym=symbols[1],
-    )
+    host = HostDecoder(folder, route, ours.model.ctc is not None)
     # the host's search writes ten lines an utterance, and one about the cut
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -165,9 +193,7 @@ def compare_decoding(
     ours.decode(queries)
     times.append(time.perf_counter())
     for query in queries:
-        # the host cuts off the last sample
-        speech = torch.nn.functional.pad(torch.from_numpy(query.samples), (0, 1))
-        host_results.append(host(speech, predict_time=with_task)[0])
+        host_results.append(host(query.samples))
     times.append(time.perf_counter())
     logging.disable(disabled)
     pairs = list(zip(results, host_results, strict=True))
