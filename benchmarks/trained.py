@@ -36,8 +36,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_dir", type=Path, default=data_dir)
 
 
-def load(args: argparse.Namespace) -> Speech2Text:
-    """Our side, with its defaults: beam 5, CTC weight 0.3 for ASR.
+def load(args: argparse.Namespace, beam_size: int = 5) -> Speech2Text:
+    """Our side, with its defaults but for the beam; CTC weight 0.3 for ASR.
 
     Raises:
         ConfigError: there is no trained model or test set.
@@ -51,6 +51,7 @@ def load(args: argparse.Namespace) -> Speech2Text:
         checkpoint.parent / "config.yaml",
         checkpoint,
         device=DEVICE,
+        beam_size=beam_size,
         batch_size=BATCH_SIZE,
     )
 
