@@ -108,6 +108,7 @@ def plot_decoding(
             place.set(xlabel=title, ylim=(0, None))
             if title != "length, s":
                 place.set_xscale("log", base=2)
+                place.set_xticks(x, x)
         axes[0].set_ylabel("s of computing per s of audio")
         axes[0].legend()
 
@@ -126,6 +127,7 @@ def plot_training(path: Path, over: list[list[float]], of: list[list[float]]) ->
             axes[1].bar(places, [point[n] for point in of], 0.38, color=colour)
         axes[0].set(xlabel="experts", ylim=(0, None))
         axes[0].set_xscale("log", base=2)
+        axes[0].set_xticks(EXPERTS, EXPERTS)
         axes[0].set_ylabel("s of a training step per s of audio")
         axes[0].legend()
         axes[1].set_xticks(range(len(of)), COMPOSITIONS)
