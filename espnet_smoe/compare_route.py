@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from espnet_smoe.counterparts import SurgeryError
@@ -28,7 +29,13 @@ from espnet_smoe.probe import (
 from espnet_smoe.query import Query
 from espnet_smoe.search import SearchConfig
 
-__all__ = ["compare_decoding", "compare_dense", "compare_outputs", "host_search"]
+__all__ = [
+    "HostDecoder",
+    "compare_decoding",
+    "compare_dense",
+    "compare_outputs",
+    "host_search",
+]
 
 _UTTERANCES = 20  # enough to tell the speeds apart
 
@@ -123,6 +130,41 @@ def host_search(
     return options, {"predict_time": not others}
 
 
+class HostDecoder:
+    """The host's ``Speech2Text`` for an extracted route, with our defaults.
+
+    Args:
+        folder: of the extracted model.
+        model: ours that it was extracted from.
+        route: axis -> guide, all axes.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: SMoEModel,
+        route: Mapping[str, str],
+        device: str = "cpu",
+    ) -> None:
+        from espnet2.bin.s2t_inference import Speech2Text as HostSpeech2Text
+
+        options, self._of_call = host_search(model, route)
+        self.speech2text = HostSpeech2Text(
+            str(folder / "config.yaml"),
+            str(folder / "model.pth"),
+            bpemodel=str(folder / "bpe.model"),
+            device=device,
+            **options,
+        )
+
+    def __call__(self, samples: np.ndarray) -> tuple:
+        """(S,) float32 at 16 kHz -> the host's best result, see its class."""
+        # the host cuts off the last sample
+        speech = torch.nn.functional.pad(torch.from_numpy(samples), (0, 1))
+        return self.speech2text(speech, **self._of_call)[0]
+
+
 def compare_decoding(
     checkpoint: Path, folder: Path, route: Mapping[str, str], data_dir: Path
 ) -> dict[str, Any]:
@@ -143,8 +185,6 @@ def compare_decoding(
         SurgeryError: no utterance has the guides of the route.
         DataDirError: the data directory is broken.
     """
-    from espnet2.bin.s2t_inference import Speech2Text as HostSpeech2Text
-
     guides = {axis: guide for axis, guide in route.items() if axis != TASK}
     utterances = [  # the data may have axes that the model does not
         u for u in read_datadir(data_dir) if guides.items() <= u.guides.items()
@@ -156,13 +196,7 @@ def compare_decoding(
     ours = Speech2Text(
         checkpoint.parent / "config.yaml", checkpoint, batch_size=len(queries)
     )
-    options, of_call = host_search(ours.model, route)
-    host = HostSpeech2Text(
-        str(folder / "config.yaml"),
-        str(folder / "model.pth"),
-        bpemodel=str(folder / "bpe.model"),
-        **options,
-    )
+    host = HostDecoder(folder, ours.model, route)
     # the host's search writes ten lines an utterance, and one about the cut
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -174,10 +208,7 @@ def compare_decoding(
         times.append(time.perf_counter())
         ours.decode(queries)
         times.append(time.perf_counter())
-        for query in queries:
-            # the host cuts off the last sample
-            speech = torch.nn.functional.pad(torch.from_numpy(query.samples), (0, 1))
-            host_results.append(host(speech, **of_call)[0])
+        host_results = [host(query.samples) for query in queries]
         times.append(time.perf_counter())
     finally:
         logging.disable(disabled)
