@@ -22,7 +22,7 @@ from espnet_smoe.experiments_list import ExperimentList, Model, System
 from espnet_smoe.guide import read_guides
 
 __all__ = [
-    "Places",
+    "Folders",
     "Run",
     "check_recorded",
     "plan",
@@ -31,7 +31,7 @@ __all__ = [
 MODEL = "valid.acc.ave.pth"
 """Checkpoint that is compared; the host makes it when a training has ended."""
 
-_PLACES = (
+_FOLDERS = (
     *("dump", "train_dir", "valid_dir", "test_sets", "tokens", "stats"),
     *("experiment", "decoding"),
 )
@@ -40,8 +40,8 @@ _COMPLETED = ("scheduler_conf", "normalize_conf")
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the recipe reads and makes things; names as ``run.sh --dry_run``."""
+class Folders:
+    """Where the recipe reads and makes; names as ``run.sh --dry_run``."""
 
     dump: Path
     train_dir: Path
@@ -86,21 +86,21 @@ class Run:
     Args:
         options: of ``run.sh``, without stages.
         part: axis -> guides of its data, if it is trained on a part.
-        whole: places of the data that the part is of.
+        whole: folders of the data that the part is of.
     """
 
     system: str
     seed: int
     model: Model
     options: tuple[str, ...]
-    places: Places
+    folders: Folders
     part: Mapping[str, Sequence[str]] | None = None
-    whole: Places | None = None
+    whole: Folders | None = None
 
     @property
     def name(self) -> str:
         """Name of the experiment's folder."""
-        return self.places.experiment.name
+        return self.folders.experiment.name
 
     def command(self, stage: int, stop_stage: int) -> tuple[str, ...]:
         """Command line of some stages."""
@@ -128,11 +128,11 @@ def plan(experiments: ExperimentList, inference_nj: int) -> list[Run]:
                 runs.append(_run(experiments, system, model, seed, inference_nj))
     owners: dict[Path, Run] = {}
     for run in runs:
-        other = owners.setdefault(run.places.experiment, run)
+        other = owners.setdefault(run.folders.experiment, run)
         if other is not run:
             raise ConfigError(
                 f"{other.system} seed {other.seed} and {run.system} seed {run.seed} "
-                f"would both be {run.places.experiment}"
+                f"would both be {run.folders.experiment}"
             )
     return runs
 
@@ -156,24 +156,24 @@ def _run(
         **({"smoe_args": arguments} if arguments else {}),
     }
     model = Model(train_config=model.train_config, smoe_args=arguments)
-    places = _ask(given)
+    folders = _ask(given)
     if not system.in_parts:
-        return Run(system.name, seed, model, _options(given), places)
+        return Run(system.name, seed, model, _options(given), folders)
     guides = read_guides(Path(model.train_config))
     part = {axis.name: axis.guides for axis in guides.axes}
     tag = "part_" + "_".join("-".join(names) for names in part.values())
-    given["dumpdir"] = str(places.dump.parent / tag)
-    given["token_listdir"] = str(places.tokens)
-    given["smoe_stats_dir"] = f"{places.stats}_{tag}"
+    given["dumpdir"] = str(folders.dump.parent / tag)
+    given["token_listdir"] = str(folders.tokens)
+    given["smoe_stats_dir"] = f"{folders.stats}_{tag}"
     own = _ask(given)
-    return Run(system.name, seed, model, _options(given), own, part, places)
+    return Run(system.name, seed, model, _options(given), own, part, folders)
 
 
 def _options(given: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(f"--{name}={value}" for name, value in given.items())
 
 
-def _ask(given: Mapping[str, str]) -> Places:
+def _ask(given: Mapping[str, str]) -> Folders:
     """What ``run.sh`` would name its folders."""
     if not Path("run.sh").is_file():
         raise ConfigError(f"no run.sh in {Path.cwd()}: run this in a recipe's folder")
@@ -183,9 +183,9 @@ def _ask(given: Mapping[str, str]) -> Places:
         lines = said.stderr.strip().splitlines() or ["(nothing said)"]
         raise ConfigError(f"{shlex.join(command)} failed: {lines[-1]}")
     lines = (line.partition("=") for line in said.stdout.splitlines())
-    found = {name: value for name, _, value in lines if name in _PLACES}
+    found = {name: value for name, _, value in lines if name in _FOLDERS}
     sets = tuple(found.pop("test_sets").split())
-    return Places(test_sets=sets, **{k: Path(v) for k, v in found.items()})
+    return Folders(test_sets=sets, **{k: Path(v) for k, v in found.items()})
 
 
 def check_recorded(run: Run) -> None:
@@ -197,7 +197,7 @@ def check_recorded(run: Run) -> None:
     Raises:
         ConfigError: names the folder and the options that differ.
     """
-    path = run.places.experiment / "config.yaml"
+    path = run.folders.experiment / "config.yaml"
     if not path.is_file():
         return
     recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -208,7 +208,7 @@ def check_recorded(run: Run) -> None:
     other = [key for key in wanted if not _same(key, recorded.get(key), wanted[key])]
     if other:
         raise ConfigError(
-            f"{run.places.experiment} was trained with another "
+            f"{run.folders.experiment} was trained with another "
             f"{', '.join(sorted(other))} than {run.model.train_config} with seed "
             f"{run.seed} says: move it away to train it anew"
         )

@@ -40,7 +40,7 @@ def run_experiments(path: Path, jobs: int, command: str) -> str:
     """
     experiments = read_list(path)
     runs = plan(experiments, inference_nj=max(1, (os.cpu_count() or 1) // jobs))
-    expdir = runs[0].places.experiment.parent
+    expdir = runs[0].folders.experiment.parent
     logs = expdir / f"{path.stem}_log"
     with _locked(expdir / f".{path.stem}.lock") as lock:
         _prepare(experiments, runs, logs, lock)
@@ -52,7 +52,7 @@ def run_experiments(path: Path, jobs: int, command: str) -> str:
                 logger.error("%s", error)
                 refused.append(str(error))
                 continue
-            stage = run.places.next_stage()
+            stage = run.folders.next_stage()
             if stage is None:
                 logger.info("%s is finished", run.name)
             else:
@@ -99,14 +99,14 @@ def _prepare(
         if run.part is None:
             continue
         sources = run.whole.set_dirs
-        for source, target in zip(sources, run.places.set_dirs, strict=True):
+        for source, target in zip(sources, run.folders.set_dirs, strict=True):
             if not (target / "wav.scp").is_file():
                 keep_guides(source, target, run.part)
         _make_data(run, logs, lock)
 
 
 def _make_data(run: Run, logs: Path, lock: int) -> None:
-    stage = run.places.missing_data()
+    stage = run.folders.missing_data()
     if stage is not None:
         job = _job(run, stage, 10, logs)
         if run_jobs([job], 1, lock):
@@ -127,7 +127,7 @@ def collect(experiments: ExperimentList, runs: Sequence[Run]) -> Results:
             system.name,
             [[cell for run in seed for cell in _cells(run)] for seed in by_seed],
         )
-        measured = [[measure_cost(r.places.experiment) for r in s] for s in by_seed]
+        measured = [[measure_cost(r.folders.experiment) for r in s] for s in by_seed]
         costs[system.name] = _system_cost(measured)
     return Results(
         baseline=experiments.baseline,
@@ -139,7 +139,7 @@ def collect(experiments: ExperimentList, runs: Sequence[Run]) -> Results:
 
 
 def _cells(run: Run) -> list:
-    return read_run(run.places.decoding, run.places.dump, run.places.test_sets)
+    return read_run(run.folders.decoding, run.folders.dump, run.folders.test_sets)
 
 
 def _system_cost(measured: Sequence[Sequence[Cost]]) -> Cost:

@@ -15,7 +15,7 @@ from espnet_smoe.bin.smoe_experiments import main
 from espnet_smoe.config import ConfigError
 from espnet_smoe.cost import measure_cost
 from espnet_smoe.datadir import read_datadir
-from espnet_smoe.experiments import Places, Run, check_recorded, plan
+from espnet_smoe.experiments import Folders, Run, check_recorded, plan
 from espnet_smoe.experiments_list import Model, read_list
 from espnet_smoe.report import write_report
 from espnet_smoe.score import score_sets
@@ -83,8 +83,8 @@ def test_runs_have_the_names_that_the_recipe_gives_them(tmp_path):
         ("dense", 2, "smoe_train_dense_seed2"),
         ("smoe", 2, "smoe_demo_seed2"),
     ]
-    assert {r.places.stats for r in runs} == {tmp_path / "smoe_stats"}
-    assert runs[0].places.decoding == tmp_path / "smoe_train_dense/decode"
+    assert {r.folders.stats for r in runs} == {tmp_path / "smoe_stats"}
+    assert runs[0].folders.decoding == tmp_path / "smoe_train_dense/decode"
     assert runs[0].command(11, 13)[-2:] == ("--stage=11", "--stop_stage=13")
 
 
@@ -100,10 +100,10 @@ def test_models_of_one_condition_have_data_of_their_own(tmp_path):
     )
     whole, part = plan(read_list(path), inference_nj=1)
     assert part.part == {"bandwidth": ("nb",), "task": ("asr",)}
-    assert part.whole.set_dirs == whole.places.set_dirs
-    assert part.places.train_dir == Path("dump/part_nb_asr/raw/train")
-    assert part.places.stats == Path("exp/smoe_stats_part_nb_asr")
-    assert part.places.tokens == whole.places.tokens
+    assert part.whole.set_dirs == whole.folders.set_dirs
+    assert part.folders.train_dir == Path("dump/part_nb_asr/raw/train")
+    assert part.folders.stats == Path("exp/smoe_stats_part_nb_asr")
+    assert part.folders.tokens == whole.folders.tokens
     assert part.name == "smoe_train_single"
 
 
@@ -120,8 +120,8 @@ def test_what_the_recipe_refuses_is_told(tmp_path):
         plan(read_list(path), inference_nj=1)
 
 
-def places(folder: Path, **changes: object) -> Places:
-    return Places(
+def folders(folder: Path) -> Folders:
+    return Folders(
         dump=folder / "dump",
         train_dir=folder / "dump/train",
         valid_dir=folder / "dump/dev",
@@ -134,7 +134,7 @@ def places(folder: Path, **changes: object) -> Places:
 
 
 def test_what_is_left_to_do_follows_from_the_files(tmp_path):
-    here = places(tmp_path)
+    here = folders(tmp_path)
     here.decoding.mkdir(parents=True)
     clock = iter(range(1000, 2000))
 
@@ -164,7 +164,7 @@ def test_what_is_left_to_do_follows_from_the_files(tmp_path):
 
 
 def test_missing_data_name_the_stage_to_start_from(tmp_path):
-    here = places(tmp_path)
+    here = folders(tmp_path)
     for folder in here.set_dirs:
         assert here.missing_data() == 1
         folder.mkdir(parents=True)
@@ -181,7 +181,7 @@ def test_missing_data_name_the_stage_to_start_from(tmp_path):
 
 
 def test_a_folder_of_another_yaml_or_seed_is_refused(experiment, tmp_path):
-    here = places(tmp_path)
+    here = folders(tmp_path)
     experiment.copy(here.experiment)
 
     def check(seed: int = 0, arguments: str = "", **changes: object) -> None:
