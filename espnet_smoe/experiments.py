@@ -19,11 +19,9 @@ from typing import NoReturn
 import yaml
 
 from espnet_smoe.config import ConfigError
-from espnet_smoe.decode import searched_with
 from espnet_smoe.experiments_list import ExperimentList, Model, System
 from espnet_smoe.guide import BANDWIDTH, TASK, read_guides
 from espnet_smoe.recorded import other_data, other_options, read_recorded
-from espnet_smoe.train import read_inputs
 
 __all__ = [
     "Folders",
@@ -86,6 +84,8 @@ class Folders:
         Raises:
             ConfigError: the decoding YAML is refused.
         """
+        from espnet_smoe.decode import searched_with
+
         model, checkpoint = self.experiment / MODEL, self.experiment / "checkpoint.pth"
         # the link itself: what it points to may be an epoch's file
         if not model.is_file() or older(model, checkpoint):
@@ -234,6 +234,8 @@ def check_recorded(run: Run) -> None:
     Raises:
         ConfigError: names the folder and what differs.
     """
+    from espnet_smoe.train import read_inputs
+
     folders, config = run.folders, Path(run.model.train_config)
     recorded = read_recorded(folders.experiment)
     if recorded is None:

@@ -331,8 +331,34 @@ def test_cost_counts_what_one_route_touches(experiment):
     ffn = 2 * width * inner + width + inner
     # macaron and final FFN of the encoder's block, one of the decoder's
     assert cost.parameters - cost.active == 3 * ffn
-    assert cost.flops > 0
     assert 0 < cost.step_seconds < 60
+
+
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_a_block_more_costs_its_matrix_products(experiment, tmp_path, stack):
+    exp = experiment.copy(tmp_path / "exp")
+    conf = yaml.safe_load((exp / "config.yaml").read_text())
+    conf[f"{stack}_conf"]["num_blocks"] += 1
+    (exp / "config.yaml").write_text(yaml.safe_dump(conf))
+    found = measure_cost(exp).flops - measure_cost(experiment.exp).flops
+    width, inner, kernel = 16, 16, 3
+    spectra = (10 * 16000 - 512) // 256 + 1
+    frames = ((spectra - 1) // 2 - 1) // 2  # two convolutions of stride 2
+    if stack == "encoder":
+        ffn = frames * 2 * width * inner
+        distances = 2 * frames - 1
+        linear = 4 * frames * width**2 + distances * width**2
+        # queries by keys, by distances; scores by values
+        attention = frames * (frames + distances + frames) * width
+        convolution = frames * (2 * width**2 + kernel * width + width**2)
+        products = 2 * ffn + linear + attention + convolution
+    else:
+        places = 40 + 3  # <sos/eos> and the tokens of two axes come first
+        ffn = places * 2 * width * inner
+        linear = (4 + 2) * places * width**2 + 2 * frames * width**2
+        attention = 2 * places * (places + frames) * width
+        products = ffn + linear + attention
+    assert found == 2 * products
 
 
 @pytest.fixture
@@ -480,10 +506,14 @@ def test_a_refused_run_is_named_and_the_old_table_stays(finished, tmp_path, caps
 @pytest.mark.slow
 def test_a_list_is_run_from_nothing_and_goes_on(tmp_path):
     small = "--max_epoch 1 --num_iters_per_epoch 3 --batch_bins 200000"
+    singles = [f"conf/demo/train_single_{part}.yaml" for part in ("nb_asr", "wb_st_de")]
     path = write_list(
         tmp_path / "list.yaml",
         seeds=[1],
-        systems={n: {**s, "smoe_args": small} for n, s in GOOD["systems"].items()},
+        systems={
+            **{n: {**s, "smoe_args": small} for n, s in GOOD["systems"].items()},
+            "parts": [{"train_config": p, "smoe_args": small} for p in singles],
+        },
         run_options={
             **{f"{p}dir": str(tmp_path / p) for p in ("data", "dump", "exp")},
             "demo_sizes": "24 2 2",
@@ -493,7 +523,10 @@ def test_a_list_is_run_from_nothing_and_goes_on(tmp_path):
     assert main(["--list", str(path), "--jobs", "2"]) == 0
     table = tmp_path / "exp/list/RESULTS.md"
     models = {p: p.stat().st_mtime_ns for p in tmp_path.glob("exp/*/checkpoint.pth")}
-    assert len(models) == 2
+    assert len(models) == 4
+    rows = json.loads(table.with_name("experiments.json").read_text())["rows"]
+    cells = {(r["task"], r["bandwidth"]) for r in rows if r["system"] == "parts"}
+    assert cells == {("asr", "nb"), ("st_de", "wb")}
     table.unlink()
     scores = next(tmp_path.glob("exp/*dense*/decode/scores.json"))
     scores.unlink()
