@@ -90,36 +90,52 @@ class Comparison:
 def read_run(decode_dir: Path, dump_dir: Path, sets: Sequence[str]) -> list[Cell]:
     """Cells of a finished run that were decoded with their true guides.
 
+    Of the tasks those that were decoded or scored: ``--tasks`` may have left some out.
+
     Raises:
-        ScoreError: hypotheses or scores are missing or do not fit each other.
+        ScoreError: hypotheses or scores are missing, broken or do not fit each other.
         DataDirError: a data directory is broken.
     """
     path = Path(decode_dir) / "scores.json"
-    if not path.is_file():
-        raise ScoreError(f"{path} is missing; run stage 13 first")
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    recorded = {
-        (r["set"], r["task"], r["bandwidth"], r["metric"]): r["value"]
-        for r in rows
-        if r["guide"] == r["bandwidth"]
-    }
-    cells = [
-        cell
-        for name in sets
-        for cell in read_cells(decode_dir, dump_dir, name)
-        if cell.guide == cell.bandwidth
-    ]
+    recorded = _read_scores(path)
+    tasks = {task for _, task, _, _ in recorded}
+    cells = []
+    for name in sets:
+        decoded = (Path(decode_dir) / name).glob("text.*")
+        wanted = tasks | {f.name.removeprefix("text.") for f in decoded}
+        cells += [
+            cell
+            for cell in read_cells(decode_dir, dump_dir, name, sorted(wanted))
+            if cell.guide == cell.bandwidth
+        ]
     for cell in cells:
         metric = metrics_of(cell.task)[0]
         counted = measure(metric, cell.references, cell.hypotheses)
         value = counted.rate(counted.counts.sum(axis=0))
         old = recorded.get((cell.set, cell.task, cell.bandwidth, metric))
-        if old is None or abs(old - value) > _TOLERANCE:
+        if old is None or not abs(old - value) <= _TOLERANCE:
             raise ScoreError(
                 f"{path} says {metric} {old} of {cell.set} {cell.task} "
                 f"{cell.bandwidth}, its hypotheses {value}; run stage 13 again"
             )
     return cells
+
+
+def _read_scores(path: Path) -> dict[Key, float]:
+    """Scores with true guides of a ``scores.json``."""
+    if not path.is_file():
+        raise ScoreError(f"{path} is missing; run stage 13 first")
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return {
+            (r["set"], r["task"], r["bandwidth"], r["metric"]): float(r["value"])
+            for r in rows
+            if r["guide"] == r["bandwidth"]
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise ScoreError(
+            f"{path} holds no scores ({error!r}); run stage 13 again"
+        ) from None
 
 
 def p_value(difference: float, resampled: np.ndarray) -> float:
@@ -142,9 +158,10 @@ def score_system(name: str, runs: Sequence[Sequence[Cell]]) -> dict[Key, Score]:
         runs: the cells of each seed.
 
     Raises:
-        ScoreError: the seeds were not scored on the same cells and references.
+        ScoreError: the seeds were not scored on the same cells and references, or two
+            models were scored on one cell.
     """
-    tables = [{(c.set, c.task, c.bandwidth): c for c in cells} for cells in runs]
+    tables = [_table(name, cells) for cells in runs]
     scores: dict[Key, Score] = {}
     for table in tables[1:]:
         if set(table) != set(tables[0]):
@@ -168,6 +185,19 @@ def score_system(name: str, runs: Sequence[Sequence[Cell]]) -> dict[Key, Score]:
                 signature=counted[0].signature,
             )
     return scores
+
+
+def _table(name: str, cells: Sequence[Cell]) -> dict[tuple[str, str, str], Cell]:
+    table: dict[tuple[str, str, str], Cell] = {}
+    for cell in cells:
+        place = cell.set, cell.task, cell.bandwidth
+        if place in table:
+            raise ScoreError(
+                f"{name}: two of its models were scored on {' '.join(place)}; a system "
+                "of several models has one for each cell"
+            )
+        table[place] = cell
+    return table
 
 
 def compare(

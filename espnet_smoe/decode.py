@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import yaml
 
 from espnet_smoe.config import ConfigError
 from espnet_smoe.datadir import Utterance, read_datadir
@@ -20,8 +22,9 @@ from espnet_smoe.guide import BANDWIDTH, TASK
 from espnet_smoe.inference import Speech2Text
 from espnet_smoe.progress import progress
 from espnet_smoe.query import Query
+from espnet_smoe.search import SearchConfig
 
-__all__ = ["decode_datadir"]
+__all__ = ["decode_datadir", "searched_with"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,8 @@ def decode_datadir(
 
     Writes ``text.<task>``, ``token.<task>`` and ``score.<task>`` (log probability of
     the search), ``<id> <value>`` lines sorted by id; an empty text is the id alone;
-    and ``utt2bandwidth``, the guide that each utterance was decoded with.
+    ``utt2bandwidth``, the guide that each utterance was decoded with; and
+    ``search.yaml``, the options of the search; see ``searched_with``.
 
     Args:
         exp_dir: experiment folder; inference_model: checkpoint in it.
@@ -63,6 +67,7 @@ def decode_datadir(
         raise ConfigError(f"{data_dir} is missing; run stages 3 and 4 first")
     if not exp_dir.is_dir():
         raise ConfigError(f"{exp_dir} is missing; run stage 11 first")
+    search = _search_options(config)
     load = partial(
         Speech2Text.from_pretrained,
         exp_dir,
@@ -102,13 +107,31 @@ def decode_datadir(
             raise ConfigError(
                 f"one of {nj} decoding processes was killed; out of memory?"
             ) from None
-    _write(output_dir, lines, {u.id: u.guides[BANDWIDTH] for u, _ in utterances})
+    bandwidths = {u.id: u.guides[BANDWIDTH] for u, _ in utterances}
+    _write(output_dir, lines, bandwidths, search)
+
+
+def searched_with(output_dir: Path, config: Path) -> bool:
+    """Whether a set was decoded, with what a YAML says of the search now.
+
+    Raises:
+        ConfigError: the YAML is missing or refused.
+    """
+    wanted = _search_options(config)
+    path = Path(output_dir) / "search.yaml"
+    return path.is_file() and yaml.safe_load(path.read_text("utf-8")) == wanted
+
+
+def _search_options(config: Path) -> dict[str, object]:
+    options = dataclasses.asdict(SearchConfig.from_yaml(config))
+    del options["batch_size"]  # changes no hypothesis
+    return options
 
 
 def _with_bandwidth(utt: Utterance, forced: str | None) -> Utterance:
     if forced is None:
         return utt
-    return replace(utt, guides={**utt.guides, BANDWIDTH: forced})
+    return dataclasses.replace(utt, guides={**utt.guides, BANDWIDTH: forced})
 
 
 def _decode_batch(
@@ -139,9 +162,14 @@ def _work(batch: Sequence[tuple[Utterance, Sequence[str]]]) -> list[Line]:
 
 
 def _write(
-    output_dir: Path, lines: Sequence[Line], bandwidths: Mapping[str, str]
+    output_dir: Path,
+    lines: Sequence[Line],
+    bandwidths: Mapping[str, str],
+    search: Mapping[str, object],
 ) -> None:
     with write_atomically(output_dir) as folder:
+        text = yaml.safe_dump(dict(search), sort_keys=False)
+        (folder / "search.yaml").write_text(text, encoding="utf-8")
         write_table(folder / "utt2bandwidth", bandwidths)
         for task in sorted({line[1] for line in lines}):
             of_task = sorted(line for line in lines if line[1] == task)

@@ -30,6 +30,7 @@ __all__ = ["ExperimentList", "Model", "System", "read_list"]
 _RESERVED = (
     *("stage", "stop_stage", "train_config", "smoe_args", "smoe_tag", "smoe_exp"),
     *("model_tag", "inference_model", "dry_run"),
+    *("skip_data_prep", "skip_train", "skip_eval"),
 )
 
 
@@ -86,27 +87,33 @@ def read_list(path: Path) -> ExperimentList:
     systems = conf["systems"]
     if not isinstance(systems, dict) or not systems:
         raise ConfigError(f"{path}: systems must map names to models, got {systems!r}")
-    if conf["baseline"] not in systems:
+    systems = {str(name): system for name, system in systems.items()}
+    baseline = str(conf["baseline"])
+    if baseline not in systems:
         raise ConfigError(
-            f"{path}: baseline {conf['baseline']!r} is none of the systems "
-            f"{sorted(map(str, systems))}"
+            f"{path}: baseline {baseline!r} is none of the systems {sorted(systems)}"
         )
-    if isinstance(systems[conf["baseline"]], list):
-        raise ConfigError(f"{path}: the baseline {conf['baseline']} must be one model")
+    if isinstance(systems[baseline], list):
+        raise ConfigError(f"{path}: the baseline {baseline} must be one model")
     options = conf.get("run_options", {})
     if not isinstance(options, dict):
         raise ConfigError(f"{path}: run_options must be a mapping, got {options!r}")
     if taken := sorted(set(options) & set(_RESERVED)):
         raise ConfigError(f"{path}: run_options may not set {taken}")
     return ExperimentList(
-        baseline=str(conf["baseline"]),
+        baseline=baseline,
         seeds=tuple(seeds),
-        systems=tuple(_system(path, str(n), s) for n, s in systems.items()),
-        run_options={str(k): _text(v) for k, v in options.items()},
+        systems=tuple(_system(path, n, s) for n, s in systems.items()),
+        run_options={
+            str(k): _text(f"{path}: run_options.{k}", v) for k, v in options.items()
+        },
     )
 
 
-def _text(value: object) -> str:
+def _text(name: str, value: object) -> str:
+    """A value as a command line has it."""
+    if not isinstance(value, (str, int, float)):
+        raise ConfigError(f"{name} must be a text or a number, got {value!r}")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -119,7 +126,9 @@ def _system(path: Path, name: str, conf: Any) -> System:
         check_keys(f"{path}: system {name}", member, ("train_config", "smoe_args"))
         if "train_config" not in member:
             raise ConfigError(f"{path}: system {name} lacks train_config")
-        model = Model(**{key: str(value) for key, value in member.items()})
+        model = Model(
+            **{k: _text(f"{path}: system {name}: {k}", v) for k, v in member.items()}
+        )
         if not Path(model.train_config).is_file():
             raise ConfigError(
                 f"{path}: system {name}: {model.train_config} does not exist"

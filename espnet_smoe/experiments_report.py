@@ -11,13 +11,17 @@ from pathlib import Path
 
 import espnet_smoe
 from espnet_smoe.compare import Comparison
+from espnet_smoe.config import check_out_dir
 from espnet_smoe.cost import SECONDS, TOKENS, Cost
 from espnet_smoe.files import write_atomically
 from espnet_smoe.metrics import RESAMPLES
 from espnet_smoe.palette import COLOURS
 from espnet_smoe.report import commit
 
-__all__ = ["Results", "draw", "markdown", "write_results"]
+__all__ = ["FILES", "Results", "draw", "markdown", "write_results"]
+
+FILES = ("RESULTS.md", "experiments.json", "experiments.png")
+"""What `write_results` writes."""
 
 _MAIN = {"wer": "WER", "bleu": "BLEU"}
 _OTHER = {"cer": "CER", "chrf2": "chrF2", "ter": "TER"}
@@ -49,7 +53,11 @@ def write_results(folder: Path, results: Results, command: str, jobs: int) -> st
 
     Returns:
         The text of ``RESULTS.md``.
+
+    Raises:
+        ConfigError: the folder holds anything else.
     """
+    check_out_dir(folder, FILES)
     text = markdown(results, folder.name, command, jobs)
     content = {
         "baseline": results.baseline,
@@ -61,11 +69,12 @@ def write_results(folder: Path, results: Results, command: str, jobs: int) -> st
         "commands": dict(results.commands),
     }
     with write_atomically(folder) as new:
-        (new / "RESULTS.md").write_text(text, encoding="utf-8")
-        (new / "experiments.json").write_text(
+        tables, numbers, chart = (new / name for name in FILES)
+        tables.write_text(text, encoding="utf-8")
+        numbers.write_text(
             json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        draw(results, new / "experiments.png")
+        draw(results, chart)
     return text
 
 

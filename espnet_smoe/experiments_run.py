@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from espnet_smoe.compare import compare, read_run, score_system
-from espnet_smoe.config import ConfigError
+from espnet_smoe.config import ConfigError, check_out_dir
 from espnet_smoe.cost import Cost, measure_cost
-from espnet_smoe.experiments import Run, check_recorded, plan
+from espnet_smoe.experiments import Run, check_recorded, older, plan
 from espnet_smoe.experiments_list import ExperimentList, read_list
-from espnet_smoe.experiments_report import Results, write_results
+from espnet_smoe.experiments_report import FILES, Results, write_results
 from espnet_smoe.jobs import Job, run_jobs
 from espnet_smoe.subset import keep_guides
 
@@ -40,9 +40,10 @@ def run_experiments(path: Path, jobs: int, command: str) -> str:
     """
     experiments = read_list(path)
     runs = plan(experiments, inference_nj=max(1, (os.cpu_count() or 1) // jobs))
-    expdir = runs[0].places.experiment.parent
-    logs = expdir / f"{path.stem}_log"
-    with _locked(expdir / f".{path.stem}.lock") as lock:
+    expdir = runs[0].folders.experiment.parent
+    out_dir, logs = expdir / path.stem, expdir / f"{path.stem}_log"
+    _check_name(path, out_dir, runs)
+    with _locked(expdir / ".experiments.lock") as lock:
         _prepare(experiments, runs, logs, lock)
         refused, todo = [], []
         for run in runs:
@@ -52,7 +53,7 @@ def run_experiments(path: Path, jobs: int, command: str) -> str:
                 logger.error("%s", error)
                 refused.append(str(error))
                 continue
-            stage = run.places.next_stage()
+            stage = run.folders.next_stage()
             if stage is None:
                 logger.info("%s is finished", run.name)
             else:
@@ -65,7 +66,17 @@ def run_experiments(path: Path, jobs: int, command: str) -> str:
                 f"written: {'; '.join(reasons)}"
             )
         results = collect(experiments, runs)
-        return write_results(expdir / path.stem, results, command, jobs)
+        return write_results(out_dir, results, command, jobs)
+
+
+def _check_name(path: Path, out_dir: Path, runs: Sequence[Run]) -> None:
+    """Refuse a list whose results would replace what stands or will stand there."""
+    check_out_dir(out_dir, FILES)
+    if out_dir in {f for r in runs for f in (r.folders.experiment, r.folders.stats)}:
+        raise ConfigError(
+            f"{path} is named as a folder that it trains, {out_dir}, which its results "
+            "would replace: give the list another name"
+        )
 
 
 @contextlib.contextmanager
@@ -77,8 +88,8 @@ def _locked(path: Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"{path} is locked: this list is run already, or a training of a run "
-                "that was killed still goes on"
+                f"{path} is locked: a list is run in {path.parent} already, or a "
+                "training of a run that was killed still goes on"
             ) from None
         yield file.fileno()
 
@@ -99,14 +110,16 @@ def _prepare(
         if run.part is None:
             continue
         sources = run.whole.set_dirs
-        for source, target in zip(sources, run.places.set_dirs, strict=True):
-            if not (target / "wav.scp").is_file():
+        for source, target in zip(sources, run.folders.set_dirs, strict=True):
+            made = target / "wav.scp"
+            # audio is the source's own: what it rewrote, the part must follow
+            if not made.is_file() or any(older(made, f) for f in source.iterdir()):
                 keep_guides(source, target, run.part)
         _make_data(run, logs, lock)
 
 
 def _make_data(run: Run, logs: Path, lock: int) -> None:
-    stage = run.places.missing_data()
+    stage = run.folders.missing_data()
     if stage is not None:
         job = _job(run, stage, 10, logs)
         if run_jobs([job], 1, lock):
@@ -127,7 +140,7 @@ def collect(experiments: ExperimentList, runs: Sequence[Run]) -> Results:
             system.name,
             [[cell for run in seed for cell in _cells(run)] for seed in by_seed],
         )
-        measured = [[measure_cost(r.places.experiment) for r in s] for s in by_seed]
+        measured = [[measure_cost(r.folders.experiment) for r in s] for s in by_seed]
         costs[system.name] = _system_cost(measured)
     return Results(
         baseline=experiments.baseline,
@@ -139,7 +152,7 @@ def collect(experiments: ExperimentList, runs: Sequence[Run]) -> Results:
 
 
 def _cells(run: Run) -> list:
-    return read_run(run.places.decoding, run.places.dump, run.places.test_sets)
+    return read_run(run.folders.decoding, run.folders.dump, run.folders.test_sets)
 
 
 def _system_cost(measured: Sequence[Sequence[Cost]]) -> Cost:

@@ -267,7 +267,7 @@ def read_guides(config: Path) -> GuideTable:
     """
     try:
         conf = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise GuideError(f"cannot read the config {config}: {reason}") from None
     if not isinstance(conf, Mapping) or "guides" not in conf:

@@ -137,8 +137,9 @@ class ConditionSampler(AbsSampler):
         lengths: utterance -> samples.
         conditions: utterance -> condition, of the same utterances.
         config: the shares.
-        batch_bins: samples of a batch of all processes, padding included; only an
-            utterance that is longer, or ``ranks`` that are, make a larger one.
+        batch_bins: samples of a batch of all processes, padding included; only what
+            feeds all processes and cannot be shared out makes a larger one, always
+            of fewer than 2 ``ranks`` utterances.
         rank, ranks: this process and their number; see ``deal``.
 
     Raises:
@@ -222,9 +223,10 @@ def _cut(longest: np.ndarray, bins: int, repeats: int, smallest: int) -> list:
     while len(order):
         size = max(smallest, bins // longest[order[0]])
         bucket, order = order[: size * repeats], order[size * repeats :]
-        if len(bucket) < smallest and batches:
-            batches[-1] = np.concatenate([batches[-1], bucket])
-            continue
         number = min(-(-len(bucket) // size), max(1, len(bucket) // smallest))
+        if len(bucket) < smallest and batches:
+            # too few to feed all: shared with the batch before, or added to it
+            bucket = np.concatenate([batches.pop(), bucket])
+            number = min(2, len(bucket) // smallest)
         batches += [np.sort(bucket)[n::number] for n in range(number)]
     return batches

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import filecmp
 import logging
 import os
 import shutil
@@ -18,23 +17,22 @@ from espnet_smoe.datadir import read_datadir
 from espnet_smoe.files import DataDirError, read_table, write_atomically, write_table
 from espnet_smoe.guide import TASK, Axis, GuideTable, read_guides
 from espnet_smoe.preprocess import make_targets
+from espnet_smoe.recorded import MODEL_KEYS, other_data, other_options, read_recorded
 
-__all__ = ["collect_stats", "read_options", "train"]
+__all__ = ["Inputs", "collect_stats", "read_inputs", "read_options", "train"]
 
 logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "valid")
 
-# options that make a checkpoint fit or not
-_MODEL_KEYS = (
-    "guides", "frontend_conf", "normalize", "encoder", "encoder_conf", "decoder",
-    "decoder_conf", "model", "model_conf", "ctc_conf",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
-class _Inputs:
-    """What training reads, checked: split -> data directory, split -> targets."""
+class Inputs:
+    """What training reads, checked: split -> data directory, split -> targets.
+
+    Args:
+        targets: of each split; see ``make_targets``.
+    """
 
     config: Path
     guides: GuideTable
@@ -89,7 +87,7 @@ def collect_stats(
     Raises:
         ValueError: an input is missing or refused; says which stage makes it.
     """
-    inputs = _read_inputs(config, train_dir, valid_dir, token_dir)
+    inputs = read_inputs(config, train_dir, valid_dir, token_dir)
     with write_atomically(output_dir) as folder:
         command = inputs.host_options(folder, folder)
         # statistics are of features before normalisation, which may need them
@@ -118,7 +116,7 @@ def train(
     Raises:
         ValueError: an input is missing or refused; says which stage makes it.
     """
-    inputs = _read_inputs(config, train_dir, valid_dir, token_dir)
+    inputs = read_inputs(config, train_dir, valid_dir, token_dir)
     command = inputs.host_options(output_dir, output_dir / "data")
     for split in _SPLITS:
         shapes = stats_dir / split / "speech_shape"
@@ -181,9 +179,14 @@ def _read_yaml(path: Path) -> dict:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def _read_inputs(
+def read_inputs(
     config: Path, train_dir: Path, valid_dir: Path, token_dir: Path
-) -> _Inputs:
+) -> Inputs:
+    """Read and check what training reads.
+
+    Raises:
+        ValueError: an input is missing or refused; says which stage makes it.
+    """
     guides = read_guides(config)
     # a task that is trained alone sees no other references
     only = (_read_yaml(config).get("model_conf") or {}).get("train_only")
@@ -200,7 +203,7 @@ def _read_inputs(
         if unused:
             logger.warning("%s: no model task for text.%s", folder, sorted(unused))
         targets[split] = make_targets(utterances, trained)
-    return _Inputs(config, guides, token_dir, folders, targets)
+    return Inputs(config, guides, token_dir, folders, targets)
 
 
 def _parse(config: Path, command: Sequence[str]) -> argparse.Namespace:
@@ -268,23 +271,14 @@ def _is_first_node(args: argparse.Namespace) -> bool:
 
 
 def _check_same_experiment(
-    output_dir: Path, inputs: _Inputs, args: argparse.Namespace
+    output_dir: Path, inputs: Inputs, args: argparse.Namespace
 ) -> None:
     """Refuse to resume what was begun with another model or on other data."""
-    recorded = output_dir / "config.yaml"
-    if not recorded.is_file():
+    old = read_recorded(output_dir)
+    if old is None:
         return
-    old = _read_yaml(recorded)
-    other = [key for key in _MODEL_KEYS if old.get(key) != getattr(args, key)]
-    tokens = (inputs.token_dir / "tokens.txt").read_text(encoding="utf-8").splitlines()
-    bpemodels = output_dir / "bpe.model", inputs.token_dir / "bpe.model"
-    if old.get("token_list") != tokens or not (
-        bpemodels[0].is_file() and filecmp.cmp(*bpemodels, shallow=False)
-    ):
-        other.append("token list")
-    targets = output_dir / "data" / "train" / "targets"
-    if targets.is_file() and read_table(targets) != inputs.targets["train"]:
-        other.append("training data")
+    other = other_options(old, args, MODEL_KEYS)
+    other += other_data(output_dir, old, inputs.token_dir, inputs.targets["train"])
     if other:
         raise ConfigError(
             f"{output_dir} was trained with another {', '.join(other)}: name another "

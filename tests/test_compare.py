@@ -170,6 +170,13 @@ def test_seeds_with_other_cells_are_refused():
         score_system("a", [[first, second], [first]])
 
 
+def test_two_models_of_one_cell_are_refused():
+    references, hypotheses = random_texts(np.random.default_rng(1), "asr", 5, 0.1)
+    first = cell(references, hypotheses)
+    with pytest.raises(ScoreError, match=r"parts: two of its models.* test asr nb"):
+        score_system("parts", [[first, dataclasses.replace(first)]])
+
+
 def test_a_cell_that_the_baseline_lacks_has_no_p():
     references, hypotheses = random_texts(np.random.default_rng(1), "asr", 5, 0.1)
     first = cell(references, hypotheses)
@@ -223,6 +230,46 @@ def test_a_run_without_scores_names_the_stage(decoded):
     (decoded[0] / "scores.json").unlink()
     with pytest.raises(ScoreError, match="run stage 13 first"):
         read_run(*decoded, ["test"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"rows": [{"set": "test"}]}',
+        '{"rows": [{"set": "test", "task": "asr", "bandwidth": "nb", "guide": "nb", '
+        '"metric": "wer", "value": null}]}',
+    ],
+)
+def test_scores_that_are_none_are_refused(decoded, content):
+    (decoded[0] / "scores.json").write_text(content)
+    with pytest.raises(ScoreError, match=r"holds no scores.*run stage 13 again"):
+        read_run(*decoded, ["test"])
+
+
+def test_only_the_decoded_tasks_are_read(tmp_path):
+    texts = {"asr": "one two three", "st_de": "eins zwei drei"}
+    utterance = Utterance(
+        id="u",
+        audio="u.wav",
+        speaker="s",
+        fs=8000,
+        num_samples=16000,
+        guides={"bandwidth": "nb"},
+        texts=texts,
+    )
+    decode_dir, dump_dir = tmp_path / "decode_tasksst_de", tmp_path / "dump"
+    write_datadir(dump_dir / "test", [utterance])
+    (decode_dir / "test").mkdir(parents=True)
+    (decode_dir / "test/text.st_de").write_text("u eins zwei\n")
+    write_report(decode_dir, score_sets(decode_dir, dump_dir, ["test"], ["st_de"]), "x")
+    assert [c.task for c in read_run(decode_dir, dump_dir, ["test"])] == ["st_de"]
+    # what was decoded but not scored is missed
+    (decode_dir / "test/text.asr").write_text("u one two three\n")
+    with pytest.raises(ScoreError, match="None of test asr nb"):
+        read_run(decode_dir, dump_dir, ["test"])
 
 
 def test_a_cell_without_a_score_is_refused(decoded):

@@ -15,6 +15,7 @@ from espnet_smoe import Speech2Text
 from espnet_smoe.audio import to_model_rate
 from espnet_smoe.bin import smoe_inference
 from espnet_smoe.datadir import Utterance, read_datadir, write_datadir
+from espnet_smoe.decode import searched_with
 from espnet_smoe.dump import load_dumped
 
 pytest_plugins = ["fixtures_exp"]
@@ -22,7 +23,7 @@ pytest_plugins = ["fixtures_exp"]
 OF_TASKS = sorted(
     f"{kind}.{task}" for kind in ("text", "token", "score") for task in ("asr", "st_de")
 )
-NAMES = [*OF_TASKS, "utt2bandwidth"]
+NAMES = sorted([*OF_TASKS, "search.yaml", "utt2bandwidth"])
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,9 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_file_per_task_sorted_by_id(decoded) -> None:
     assert list(decoded) == NAMES
-    for text in decoded.values():
-        assert ids(text) == sorted(ids(text))
+    for name in NAMES:
+        if name != "search.yaml":
+            assert ids(decoded[name]) == sorted(ids(decoded[name]))
 
 
 def test_utterance_is_decoded_in_the_tasks_it_has_references_of(decoded) -> None:
@@ -111,6 +113,21 @@ def test_batch_size_changes_nothing(experiment, decoded, tmp_path: Path) -> None
             assert one == pytest.approx(other, abs=1e-4)
         else:
             assert found[name] == decoded[name]
+
+
+def test_a_decoding_tells_the_search_it_was_made_with(
+    experiment, config: Path, tmp_path: Path
+) -> None:
+    out, conf = tmp_path / "out", tmp_path / "decode.yaml"
+    assert not searched_with(out, config)
+    assert smoe_inference.main(command(experiment, config, out)) == 0
+    assert searched_with(out, config)
+    conf.write_text(config.read_text().replace("batch_size: 3", "batch_size: 1"))
+    assert searched_with(out, conf)  # the same hypotheses
+    conf.write_text(config.read_text().replace("beam_size: 2", "beam_size: 3"))
+    assert not searched_with(out, conf)
+    conf.write_text(config.read_text() + "# the default, in words\n")
+    assert searched_with(out, conf)
 
 
 def test_asked_tasks_are_decoded_for_every_utterance(

@@ -16,6 +16,13 @@ pytestmark = pytest.mark.slow  # several processes, each imports the host
 NB = ("nb", ("asr", "st_de"))
 WB = ("wb", ("st_es", "asr"))
 
+
+def gates(balance_weight: float) -> dict:
+    """Options of a model with learned gates in both stacks."""
+    gate = {"num_experts": 3, "top_k": 2, "balance_weight": balance_weight}
+    return {stack: {"experts": {"gate": gate}} for stack in ("encoder", "decoder")}
+
+
 # global batches; a process gets every second utterance
 EPOCHS = {
     "mixed": {"batches": [MIXED]},
@@ -56,7 +63,15 @@ EPOCHS = {
         "optimizer": "momentum",
         "model": split_options("decoder", 1),
     },
+    "learned-gates": {
+        "batches": [MIXED, [NB, WB], [NB, NB, NB]],
+        "optimizer": "momentum",
+        "model": gates(0.0),
+    },
 }
+
+# balanced over the frames of a process: no longer as one process is
+BALANCED = {**EPOCHS["learned-gates"], "model": gates(0.1)}
 
 
 def epoch_of_two(rank: int, init_method: str, job: dict) -> tuple:
@@ -71,7 +86,7 @@ def epoch_of_two(rank: int, init_method: str, job: dict) -> tuple:
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     """Both processes' parameters and statistics of every entry of ``EPOCHS``."""
     folder = tmp_path_factory.mktemp("two")
-    jobs = dict(EPOCHS)
+    jobs = {**EPOCHS, "balanced-gates": BALANCED}
     for view in (True, False):
         for n in (1, 2):
             jobs[f"adamw-{n}-{view}"] = {
@@ -102,7 +117,7 @@ def test_two_processes_update_as_one_on_the_global_batch(
 def test_two_processes_report_as_one(together, tmp_path: Path, name: str) -> None:
     _, want = trained(**EPOCHS[name], folder=tmp_path)
     keys = [k for k in want if k.startswith(("loss", "acc")) and k != "loss_scale"]
-    assert len(keys) == 14
+    assert len(keys) == 14 + (name == "learned-gates")  # their balance
     for _, got in together[name]:
         for key in keys:
             assert got[key] == pytest.approx(want[key], rel=1e-6, nan_ok=True), key
@@ -122,6 +137,17 @@ def test_P2_an_expert_idle_on_all_ranks_does_not_move(together, view: bool) -> N
     assert all(torch.equal(before[k], after[k]) for k in idle)
     busy = [k for k in before if ".experts.0." in k]
     assert not any(torch.equal(before[k], after[k]) for k in busy)
+
+
+def test_balanced_gates_stay_the_same_on_every_rank(together, tmp_path: Path) -> None:
+    (one, stats), (other, others) = together["balanced-gates"]
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    assert stats["loss_balance"] == others["loss_balance"]
+    # the balance loss moved the gates
+    free, _ = together["learned-gates"][0]
+    moved = [k for k in one if k.endswith("gate.weight")]
+    assert len(moved) == 2 * 2 + 2
+    assert not any(torch.equal(one[k], free[k]) for k in moved)
 
 
 def test_late_split_comes_at_the_same_batch_on_every_rank(together) -> None:

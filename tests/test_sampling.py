@@ -144,6 +144,32 @@ def test_batches_keep_to_the_bins(config, ranks) -> None:
             assert bins <= BINS or len(batch) < 2 * ranks
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_what_is_left_over_keeps_to_the_bins(ranks) -> None:
+    bins = 40
+    for count in range(ranks, 30):
+        for length in (10, 13, 25):
+            lengths = {f"u{n:02}": length for n in range(count)}
+            made = [
+                ConditionSampler(
+                    lengths,
+                    dict.fromkeys(lengths, ("nb", "asr")),
+                    SamplingConfig(),
+                    bins,
+                    rank,
+                    ranks,
+                )
+                for rank in range(ranks)
+            ]
+            shares = zip(*(s.generate(0) for s in made), strict=True)
+            batches = [[u for share in parts for u in share] for parts in shares]
+            assert sorted(u for batch in batches for u in batch) == sorted(lengths)
+            sizes = [len(batch) for batch in batches]
+            assert min(sizes) >= ranks
+            # none too large that could be two
+            assert all(n * length <= bins or n < 2 * ranks for n in sizes)
+
+
 def test_long_utterances_are_batches_of_their_own() -> None:
     lengths = {"a": 10, "b": 1000, "c": 9, "d": 1200}
     conditions = dict.fromkeys(lengths, ("nb", "asr"))

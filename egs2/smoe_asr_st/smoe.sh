@@ -153,7 +153,8 @@ valid_dir=${dumpdir}/raw/${valid_set}
 if [ "${dry_run}" = true ]; then
     printf '%s\n' "dump=${dumpdir}/raw" "train_dir=${train_dir}" \
         "valid_dir=${valid_dir}" "test_sets=${tests[*]}" "tokens=${token_listdir}" \
-        "stats=${smoe_stats_dir}" "experiment=${smoe_exp}" "decoding=${decode_dir}"
+        "stats=${smoe_stats_dir}" "experiment=${smoe_exp}" "decoding=${decode_dir}" \
+        "inference_config=${inference_config}"
     exit 0
 fi
 
