@@ -24,11 +24,8 @@ from espnet2.tasks.abs_task import IteratorOptions, scheduler_classes
 from espnet2.torch_utils.initialize import initialize
 from espnet2.train.abs_espnet_model import AbsESPnetModel
 from espnet2.train.class_choices import ClassChoices
-from espnet2.utils.get_default_kwargs import get_default_kwargs
-from espnet2.utils.nested_dict_action import NestedDictAction
-from espnet2.utils.types import str_or_none
 
-import espnet_smoe
+from espnet_smoe.arguments import add_arguments
 from espnet_smoe.audio import MODEL_RATE
 from espnet_smoe.augment import Augmentation
 from espnet_smoe.batches import build_batches, check_batches
@@ -121,71 +118,7 @@ class SMoETask(host_asr.ASRTask):
     @classmethod
     def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add the options of this task to the host's."""
-        group = parser.add_argument_group("Task related")
-        required = parser.get_default("required")
-        required += ["token_list", "bpemodel", "guides"]
-        group.add_argument(
-            "--token_list", type=str_or_none, help="a token a line, in id order"
-        )
-        group.add_argument(
-            "--bpemodel", type=str_or_none, help="sentencepiece model of the tokens"
-        )
-        group.add_argument(
-            "--guides",
-            action=NestedDictAction,
-            default=None,
-            help="axis -> list of guides, e.g. {bandwidth: [nb, wb], task: [asr]}",
-        )
-        group.add_argument(
-            "--added_guides",
-            nargs="*",
-            default=[],
-            help="guides that smoe_add_task added behind the token list",
-        )
-        group.add_argument(
-            "--init",
-            type=str_or_none,
-            default=None,
-            choices=["xavier_uniform", "xavier_normal", "kaiming_uniform", None],
-            help="initialisation of the parameters; null = torch's own",
-        )
-        group.add_argument(
-            "--frontend_conf",
-            action=NestedDictAction,
-            default={},
-            help="options of the host's log-mel front end",
-        )
-        group.add_argument(
-            "--ctc_conf",
-            action=NestedDictAction,
-            default=get_default_kwargs(CTC),
-            help="options of the host's CTC",
-        )
-        group.add_argument(
-            "--preprocessor_conf",
-            action=NestedDictAction,
-            default={},
-            help="augmentation of training audio: telephone, data_aug_effects, ...",
-        )
-        group.add_argument(
-            "--sampling",
-            action=NestedDictAction,
-            default=None,
-            help="how often each condition is drawn, e.g. {temperature: 2} or "
-            "{weights: {nb: 3}}; null = as in the data",
-        )
-        group.add_argument(
-            "--espnet_smoe_version",
-            default=espnet_smoe.__version__,
-            help="recorded in config.yaml",
-        )
-        for choices in cls.class_choices_list:
-            choices.add_arguments(group)
-        # data names follow the YAML's axes; the preprocessor checks them. An expert
-        # or CTC may be idle on a process: without unused_parameters that is an error
-        parser.set_defaults(
-            allow_variable_data_keys=True, num_att_plot=0, unused_parameters=True
-        )
+        add_arguments(parser, cls.class_choices_list)
 
     @classmethod
     def get_parser(cls) -> argparse.ArgumentParser:
