@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from espnet_smoe.config import ConfigError
 from espnet_smoe.files import read_table
 
 __all__ = ["MODEL_KEYS", "other_data", "other_options", "read_recorded"]
@@ -30,11 +31,24 @@ _COMPLETED = {"scheduler_conf": "total_steps", "normalize_conf": "stats_file"}
 
 
 def read_recorded(exp_dir: Path) -> dict[str, Any] | None:
-    """All options that a folder was trained with; None = no training began there."""
+    """All options that a folder was trained with; None = no training began there.
+
+    Raises:
+        ConfigError: ``config.yaml`` is broken; a kill may have cut it short.
+    """
     path = exp_dir / "config.yaml"
     if not path.is_file():
         return None
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        conf = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError):
+        conf = None
+    if not isinstance(conf, dict):
+        raise ConfigError(
+            f"{path} is broken, so it cannot be told what was trained there: move "
+            f"{exp_dir} away to train anew"
+        )
+    return conf
 
 
 def other_options(

@@ -252,6 +252,16 @@ def test_resuming_another_model_or_other_data_is_refused_and_changes_nothing(
     assert (exp / "config.yaml").read_bytes() == before
 
 
+@pytest.mark.parametrize("text", ["", "encoder_conf: {output_size"])
+def test_resuming_with_a_config_cut_short_is_refused_in_one_line(
+    experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    exp = experiment.copy(tmp_path / "exp")
+    (exp / "config.yaml").write_text(text)
+    command = [*experiment.train_command(exp), "--resume", "true"]
+    assert f"{exp / 'config.yaml'} is broken" in refusal(command, capsys)
+
+
 def test_a_gpu_that_is_not_there_is_refused(
     experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
