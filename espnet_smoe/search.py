@@ -18,6 +18,7 @@ import yaml
 from espnet_smoe.config import ConfigError, check_keys, check_number
 from espnet_smoe.host import (
     BatchBeamSearch,
+    BatchHypothesis,
     BatchScorerInterface,
     CTCPrefixScorer,
     Hypothesis,
@@ -127,12 +128,77 @@ class TokenMask(BatchScorerInterface):
 
 
 class SMoEBeamSearch(BatchBeamSearch):
-    """The host's search; an ended hypothesis lets go of the decoder's caches."""
+    """The host's search, ended where the n-best is known.
+
+    Scores only fall as a hypothesis grows, unless tokens are rewarded or scores are
+    divided by their number. So a row is done when its n-th best ended hypothesis is
+    as good as the best that still runs; the host's own criterion comes steps later.
+
+    Args:
+        nbest: hypotheses wanted of each row.
+        scorers, weights: name -> scorer, its weight; see the host's class.
+        sos, eos: ids.
+    """
+
+    def __init__(
+        self,
+        nbest: int,
+        scorers: dict[str, Any],
+        weights: dict[str, float],
+        beam_size: int,
+        vocab_size: int,
+        sos: int,
+        eos: int,
+        normalize_length: bool,
+    ) -> None:
+        super().__init__(
+            scorers=scorers,
+            weights=weights,
+            beam_size=beam_size,
+            vocab_size=vocab_size,
+            sos=sos,
+            eos=eos,
+            token_list=None,
+            pre_beam_score_key="full",
+            normalize_length=normalize_length,
+        )
+        self.nbest = nbest
+        self.scores_fall = weights["length_bonus"] <= 0.0 and not normalize_length
+
+    def post_process(
+        self,
+        i: int,
+        maxlen: list[int],
+        minlen: list[int],
+        maxlenratio: float,
+        running_hyps: BatchHypothesis,
+        ended_hyps: list[list[Hypothesis]],
+    ) -> BatchHypothesis:
+        """The host's step, then the end of what is decided; arguments are its own."""
+        running = super().post_process(
+            i, maxlen, minlen, maxlenratio, running_hyps, ended_hyps
+        )
+        if not self.scores_fall or not len(running):
+            return running
+        active = running.active_mask().cpu()
+        scores = running.score.cpu().masked_fill(~active, -torch.inf)
+        best = scores.view(running.n_utt, -1).amax(1).tolist()
+        was_done = running.done_mask().tolist()
+        done = [
+            was or (len(ended) >= self.nbest and self._last(ended) >= score)
+            for was, ended, score in zip(was_done, ended_hyps, best, strict=True)
+        ]
+        return running.replace(done=torch.tensor(done))
+
+    def _last(self, ended: Sequence[Hypothesis]) -> float:
+        """Score of the n-th best."""
+        return sorted((h.score for h in ended), reverse=True)[self.nbest - 1]
 
     @staticmethod
     def _release(hyp: Hypothesis) -> Hypothesis:
-        # nothing reads them again, and each pins the caches of a whole step
-        return BatchBeamSearch._release(hyp._replace(states={}))
+        # nothing reads the caches again, and each pins those of a whole step; the
+        # score is read at every step
+        return BatchBeamSearch._release(hyp._replace(states={}, score=float(hyp.score)))
 
 
 class RowSearch:
@@ -167,14 +233,13 @@ class RowSearch:
             "length_bonus": self.config.penalty,
         }
         search = SMoEBeamSearch(
+            nbest=self.config.nbest,
             scorers=dict(scorers),
             weights=weights,
             beam_size=self.config.beam_size,
             vocab_size=self.model.vocab_size,
             sos=self.model.sos,
             eos=self.model.eos,
-            token_list=None,
-            pre_beam_score_key="full",
             normalize_length=self.config.normalize_length,
         )
         return search.eval()

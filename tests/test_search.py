@@ -13,7 +13,7 @@ from espnet_smoe.host import (
     LengthBonus,
 )
 from espnet_smoe.rows import Rows
-from espnet_smoe.search import RowSearch, SearchConfig, TokenMask
+from espnet_smoe.search import RowSearch, SearchConfig, SMoEBeamSearch, TokenMask
 
 TASKS = dummies.GUIDES["task"]
 UTTERANCES = [("wb", ()), ("nb", ()), ("wb", ())]
@@ -169,6 +169,61 @@ def test_p5_a_search_without_length_limit_ends_where_the_hosts_does():
     check_same_nbests(
         got, reference(model, config, encoded, frames, pairs, ["wb", "nb"])
     )
+
+
+def steps_of(search, encoded, frames, rows, monkeypatch):
+    """N-best lists, and how often the decoder was asked."""
+    steps = []
+    score = search.model.decoder.batch_score
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            search.model.decoder, "batch_score", lambda *a: steps.append(1) or score(*a)
+        )
+        return search(encoded, frames, rows), len(steps)
+
+
+def decided(seed, scale, eos):
+    """A model whose scores are far apart, and its batch; see `setup`."""
+    model, *others = setup(seed=seed)
+    with torch.no_grad():
+        model.decoder.output_layer.weight *= scale
+        model.decoder.output_layer.bias[model.eos] += eos
+    return model, *others
+
+
+@pytest.mark.parametrize("nbest", [1, 3])
+def test_p5_ending_early_loses_nothing_and_saves_steps(monkeypatch, nbest):
+    taken = [0, 0]
+    for seed in range(4):
+        model, data, encoded, frames = decided(seed, scale=8.0, eos=0.0)
+        rows = rows_of(model, data, PAIRS)
+        config = SearchConfig(beam_size=4, nbest=nbest, penalty=-0.1 * seed)
+        search = RowSearch(model, config)
+        early, first = steps_of(search, encoded, frames, rows, monkeypatch)
+        with monkeypatch.context() as patch:
+            # the host's own step: no row ends before the host ends it
+            patch.setattr(SMoEBeamSearch, "post_process", BatchBeamSearch.post_process)
+            late, second = steps_of(search, encoded, frames, rows, monkeypatch)
+        check_same_nbests(early, late)
+        assert first <= second
+        taken = [taken[0] + first, taken[1] + second]
+    assert taken[0] < taken[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "scale", "eos"),
+    [({"penalty": 5.0}, 1.0, 5.0), ({"normalize_length": True}, 4.0, 3.0)],
+)
+def test_p5_no_row_ends_early_where_scores_may_rise(monkeypatch, options, scale, eos):
+    config = SearchConfig(beam_size=4, maxlenratio=-8, **options)
+    for seed in range(4):
+        model, data, encoded, frames = decided(seed, scale, eos)
+        rows = rows_of(model, data, PAIRS)
+        search = RowSearch(model, config)
+        early = search(encoded, frames, rows)
+        with monkeypatch.context() as patch:
+            patch.setattr(SMoEBeamSearch, "post_process", BatchBeamSearch.post_process)
+            check_same_nbests(early, search(encoded, frames, rows))
 
 
 @torch.no_grad()
