@@ -71,8 +71,8 @@ class Comparison:
 
     Args:
         values: the metric of each seed, per cent, in the order of the seeds.
-        p: of the difference to the baseline; None for the baseline itself, and where
-            the baseline has no such cell.
+        p: of the difference to the baseline; None for the baseline itself, where the
+            baseline has no such cell, and for one utterance, which cannot vary.
     """
 
     system: str
@@ -222,7 +222,7 @@ def compare(
                     f"{' '.join(key[:3])}"
                 )
             p = None
-            if name != baseline and other is not None:
+            if name != baseline and other is not None and len(score.references) > 1:
                 p = p_value(score.mean - other.mean, score.resampled - other.resampled)
             comparisons.append(
                 Comparison(

@@ -99,6 +99,8 @@ def markdown(results: Results, name: str, command: str, jobs: int) -> str:
             "",
             *_score_notes(results),
             "",
+            *_utterances(results),
+            "",
             *_score_table(results, _MAIN),
             "",
             *_score_table(results, _OTHER),
@@ -132,6 +134,12 @@ def _score_notes(results: Results) -> list[str]:
         "the single values tell about the luck of a training.",
         "WER, CER and TER: lower is better. BLEU and chrF2: higher is better.",
     ]
+
+
+def _utterances(results: Results) -> list[str]:
+    counts = {_place(c)[:3]: c.utterances for c in results.comparisons}
+    cells = (f"{' '.join(place)} {counts[place]}" for place in sorted(counts))
+    return [f"Utterances: {', '.join(cells)}."]
 
 
 def _cost_notes(jobs: int) -> list[str]:

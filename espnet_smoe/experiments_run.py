@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -147,8 +148,14 @@ def collect(experiments: ExperimentList, runs: Sequence[Run]) -> Results:
         seeds=experiments.seeds,
         comparisons=compare(scores, experiments.baseline),
         costs=costs,
-        commands={r.name: " ".join(r.command(11, 13)) for r in runs},
+        commands={r.name: _to_repeat(r) for r in runs},
     )
+
+
+def _to_repeat(run: Run) -> str:
+    """Command line that makes a run elsewhere: by the interpreter found there."""
+    words = [w for w in run.command(11, 13) if not w.startswith("--python=")]
+    return shlex.join(words)
 
 
 def _cells(run: Run) -> list:

@@ -114,6 +114,16 @@ def test_equal_systems_have_p_one_and_the_baseline_none():
     assert {c.p for c in found if c.system == "b"} == {1.0}
 
 
+def test_one_utterance_tells_nothing_about_others():
+    systems = {
+        name: score_system(name, [[cell(["one two three"], [said])]])
+        for name, said in (("good", "one two three"), ("bad", "four"))
+    }
+    found = compare(systems, "good")
+    assert {c.p for c in found} == {None}
+    assert {c.utterances for c in found} == {1}
+
+
 def test_a_clear_difference_has_the_least_p_either_way():
     rng = np.random.default_rng(1)
     references, _ = random_texts(rng, "asr", 60, 0)

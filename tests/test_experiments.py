@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -467,6 +468,13 @@ def test_finished_runs_are_compared_and_none_is_run(finished, tmp_path, capsys):
     assert costs["parts"]["active"] == wb.active > nb.active
     assert costs["parts"]["flops"] == wb.flops > nb.flops
     assert len(content["commands"]) == 8
+    for command in content["commands"].values():
+        words = shlex.split(command)
+        assert words[0] == "./run.sh"
+        assert words[-2:] == ["--stage=11", "--stop_stage=13"]
+        # a value of several words stays one; the interpreter is this machine's own
+        assert all(word.startswith("--") for word in words[1:])
+        assert not any(word.startswith("--python=") for word in words)
     line = next(ln for ln in text.splitlines() if ln.startswith("| smoe | 0.00"))
     assert line.count("|") == 6  # four cells
     assert "0.00 (0.00, 0.00); -100.0 %, p 0.0" in line

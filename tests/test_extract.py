@@ -258,7 +258,8 @@ def test_the_call_that_is_printed_searches_as_our_defaults_do(host: Path):
         (model,) = (
             node
             for node in ast.walk(ast.parse(usage))
-            if isinstance(node, ast.Call) and node.keywords and "Speech" in node.func.id
+            if isinstance(node, ast.Call)
+            and getattr(node.func, "id", None) == "Speech2Text"
         )
         options = {k.arg: ast.literal_eval(k.value) for k in model.keywords}
         assert options == {

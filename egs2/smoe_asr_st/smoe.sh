@@ -59,7 +59,7 @@ default_nbpe=${nbpe}
 default_model=${inference_model}
 
 . ./local/options.sh
-commandline="$0 $*"
+commandline=$(printf '%q ' "$0" "$@")
 parse_options "$0" "$@"
 log "${commandline}"
 . ./path.sh
