@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from side_by_side import interleave
-from trained import add_options, load, queries
+from trained import BATCH_SIZE, add_options, load, queries
 from twins import CONFIG, UTTERANCES, check_twins, mixed_batch, training_step, twins
 
 from espnet_smoe.audio import MODEL_RATE
@@ -68,12 +68,12 @@ def decoding(args: argparse.Namespace) -> dict[str, tuple[Sequence[float], Curve
     """Title -> x values, curves."""
     s2t = load(args)
     asked = queries(args.data_dir, max(BATCH_SIZES), TASKS["ASR and ST"])
-    sizes = []
-    for s2t.batch_size in BATCH_SIZES:
-        sizes.append(cost(s2t, asked, args.repeats))
-    s2t.batch_size = 16
-    lengths = [cost(s2t, joined(asked[:16], s), args.repeats) for s in LENGTHS]
-    beams = [cost(load(args, beam), asked[:16], args.repeats) for beam in BEAMS]
+    sizes = [
+        cost(load(args, batch_size=size), asked, args.repeats) for size in BATCH_SIZES
+    ]
+    some = asked[:BATCH_SIZE]
+    lengths = [cost(s2t, joined(some, s), args.repeats) for s in LENGTHS]
+    beams = [cost(load(args, beam), some, args.repeats) for beam in BEAMS]
     return {
         "batch size, utterances": (BATCH_SIZES, _curves(sizes)),
         "beam, hypotheses": (BEAMS, _curves(beams)),

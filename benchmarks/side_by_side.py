@@ -143,8 +143,10 @@ def record(name: str, result: Ratio, unit: str) -> None:
     rows.append(
         {
             "name": name,
-            **{k: float(f"{v:.4g}") for k, v in asdict(result).items()},
-            "pairs": result.pairs,
+            **{
+                k: float(f"{v:.4g}") if isinstance(v, float) else v
+                for k, v in asdict(result).items()
+            },
             "unit": unit,
             "hardware": _hardware(),
             "versions": {p: version(p) for p in ("espnet", "torch")},

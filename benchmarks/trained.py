@@ -36,8 +36,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_dir", type=Path, default=data_dir)
 
 
-def load(args: argparse.Namespace, beam_size: int = 5) -> Speech2Text:
-    """Our side, with its defaults but for the beam; CTC weight 0.3 for ASR.
+def load(
+    args: argparse.Namespace, beam_size: int = 5, batch_size: int = BATCH_SIZE
+) -> Speech2Text:
+    """Our side, with its defaults but for these; CTC weight 0.3 for ASR.
 
     Raises:
         ConfigError: there is no trained model or test set.
@@ -52,7 +54,7 @@ def load(args: argparse.Namespace, beam_size: int = 5) -> Speech2Text:
         checkpoint,
         device=DEVICE,
         beam_size=beam_size,
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
     )
 
 

@@ -17,6 +17,7 @@ from side_by_side import DEVICE, check_equal
 
 from espnet_smoe.audio import MODEL_RATE
 from espnet_smoe.counterparts import expert_key
+from espnet_smoe.files import MODEL_FILE
 from espnet_smoe.guide import GuideTable
 from espnet_smoe.model import SMoEModel
 from espnet_smoe.task import SMoETask
@@ -77,7 +78,7 @@ def write_dense(dense: SMoEModel, config: Path, folder: Path) -> Path:
     options["bpemodel"] = str(folder / "bpe.model")
     (folder / "bpe.model").touch()  # no text is read or written
     (folder / "config.yaml").write_text(yaml.safe_dump(options))
-    checkpoint = folder / "valid.acc.ave.pth"
+    checkpoint = folder / MODEL_FILE
     torch.save(dense.state_dict(), checkpoint)
     return checkpoint
 
@@ -107,20 +108,14 @@ def _dense_name(name: str) -> str:
     return name if key is None else key.dense
 
 
-def mixed_batch(
-    model: SMoEModel,
-    bandwidths: Sequence[int] | None = None,
-    utterances: int = UTTERANCES,
-    seconds: float = SECONDS,
-) -> Batch:
+def mixed_batch(model: SMoEModel, bandwidths: Sequence[int] | None = None) -> Batch:
     """Noise and random text; every utterance with a transcript and a translation.
 
     Args:
         bandwidths: guide of each utterance; None = all guides in turn.
-        utterances: their number B.
-        seconds: length of the longest, s; the shortest has 70 % of it.
     """
-    samples, tasks = int(seconds * MODEL_RATE), model.guides.tasks
+    samples, tasks = int(SECONDS * MODEL_RATE), model.guides.tasks
+    utterances = UTTERANCES
     known = len(model.guides.bandwidths)
     guides = torch.tensor(bandwidths or [i % known for i in range(utterances)])
     data = {

@@ -51,14 +51,14 @@ def check_codec(name: object) -> None:
     """Refuse what is no name of a codec, and AMR-NB where its encoder is missing.
 
     Raises:
-        ConfigError: names the codec, and the known ones or the extra to install.
+        ConfigError: names the codec, and the known ones or the package to install.
     """
     if name not in CODECS:
         raise ConfigError(f"unknown codec {name!r}; known: {', '.join(CODECS)}")
     if name == "amr" and not _has_amr():
         raise ConfigError(
             f"codec 'amr' needs PyAV with the encoder {_AMR_ENCODER}: "
-            "pip install espnet_smoe[amr]"
+            'pip install "av>=17,<19"'
         )
 
 

@@ -128,7 +128,7 @@ def expert_maps(conf: Mapping[str, Any]) -> dict[str, ExpertMap]:
                     "dense model's FFNs; expected experts with an axis alone"
                 )
         maps[stack] = (
-            ExpertMap((), {(): 0})
+            ExpertMap.unguided()
             if experts is None
             else ExpertConfig.from_mapping(experts).expert_map(guides)
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +89,16 @@ class Axis:
                 f"unknown {self.name} {guide!r}; known: {', '.join(self.guides)}"
             )
         return self.guides.index(guide)
+
+    def check_ids(self, ids: Iterable[int]) -> None:
+        """Refuse ids that are no guide's.
+
+        Raises:
+            GuideError: lists them and the known ones.
+        """
+        if bad := sorted({i for i in ids if not 0 <= i < len(self.guides)}):
+            known = ", ".join(f"{i} {g}" for i, g in enumerate(self.guides))
+            raise GuideError(f"unknown {self.name} ids {bad}; known: {known}")
 
 
 @dataclass(frozen=True)

@@ -33,34 +33,10 @@ import torch
 from espnet_smoe.config import ConfigError
 from espnet_smoe.guide_pairs import ATTENTION, Condition, GuidePair, Skipped
 from espnet_smoe.model import SMoEModel
+from espnet_smoe.piece import CTC, Piece, losses_of
 from espnet_smoe.places import Place, apart, places_of
-from espnet_smoe.rows import IGNORE, add_prompt, smoothed_cross_entropy
 
-__all__ = ["CTC", "Piece", "Row", "losses_of", "measure"]
-
-CTC = "ctc"
-"""Name of the CTC loss beside those of the tasks."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Utterances of a batch that are alike.
-
-    A condition takes all of a piece or nothing of it, and gradients add up: so there
-    is one backward pass per loss of a piece, however many conditions there are.
-
-    Args:
-        data: what ``SMoEModel.forward`` takes, on the model's device.
-        guides: utterance axis -> guide.
-        tasks: the references that every utterance has.
-        rank: in [0, 1), of any of them: where in a random order of all utterances
-            with the same guides and tasks they stand. No control parts them.
-    """
-
-    data: Mapping[str, torch.Tensor]
-    guides: Mapping[str, str]
-    tasks: frozenset[str]
-    rank: float
+__all__ = ["Row", "measure"]
 
 
 @dataclass(frozen=True)
@@ -213,66 +189,6 @@ def _row(
         batches=len(values),
         total=total,
     )
-
-
-def losses_of(model: SMoEModel, piece: Piece) -> dict[str, torch.Tensor]:
-    """The losses of a piece, summed over its utterances, from one encoding.
-
-    Returns:
-        task -> its decoder loss, and ``ctc`` if the model has it and the utterances
-        have transcripts; () each, without the weights of training.
-
-    Raises:
-        ConfigError: a loss is not finite.
-    """
-    data, table = piece.data, model.guides
-    guide_ids = {a.name: data[a.name].view(-1).cpu() for a in table.utterance_axes}
-    encoded, frames = model.encode(data["speech"], data["speech_lengths"], guide_ids)
-    losses = {
-        task: _decoder_loss(model, task, encoded, frames, data, guide_ids)
-        for task in table.tasks
-        if task in piece.tasks
-    }
-    if model.ctc is not None and "asr" in piece.tasks:
-        losses[CTC] = _ctc_loss(model, encoded, frames, data)
-    for name, loss in losses.items():
-        if not bool(loss.isfinite()):
-            raise ConfigError(
-                f"the {name} loss of {len(encoded)} utterances of {dict(piece.guides)} "
-                f"is {loss.item()}; expected a finite one"
-            )
-    return losses
-
-
-def _decoder_loss(
-    model: SMoEModel,
-    task: str,
-    encoded: torch.Tensor,
-    frames: torch.Tensor,
-    data: Mapping[str, torch.Tensor],
-    guide_ids: Mapping[str, torch.Tensor],
-) -> torch.Tensor:
-    text, lengths = data[f"text_{task}"], data[f"text_{task}_lengths"]
-    wanted = torch.zeros(len(model.guides.tasks), len(text), dtype=torch.bool)
-    wanted[model.guides.tasks.index(task)] = True
-    prompts = model.rows_of(guide_ids, wanted).prompts
-    ys_in, ys_out = add_prompt(text, lengths, prompts, model.sos, model.eos)
-    ys_lengths = lengths + prompts.size(1) + 1
-    logits, _ = model.decoder(encoded, frames, ys_in, ys_lengths, prompts)
-    return smoothed_cross_entropy(logits, ys_out, model.lsm_weight).sum()
-
-
-def _ctc_loss(
-    model: SMoEModel,
-    encoded: torch.Tensor,
-    frames: torch.Tensor,
-    data: Mapping[str, torch.Tensor],
-) -> torch.Tensor:
-    text, lengths = data["text_asr"], data["text_asr_lengths"]
-    # the host's CTC.forward would drop out here, in evaluation mode too
-    scores = model.ctc.ctc_lo(encoded).transpose(0, 1)
-    loss = model.ctc.loss_fn(scores, text[text != IGNORE], frames, lengths)
-    return loss.sum() * len(lengths)  # the host's is a mean
 
 
 def _cosines(a: _Gradient, b: _Gradient, places: Sequence[Place]) -> list[float | None]:

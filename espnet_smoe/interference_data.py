@@ -17,7 +17,8 @@ from espnet_smoe.config import ConfigError, check_device
 from espnet_smoe.datadir import Utterance, read_datadir
 from espnet_smoe.dump import load_dumped
 from espnet_smoe.guide_pairs import Skipped, cuts_of, pairs_of
-from espnet_smoe.interference import Piece, Row, measure
+from espnet_smoe.interference import Row, measure
+from espnet_smoe.piece import Piece
 from espnet_smoe.preprocess import SMoEPreprocessor, make_targets
 from espnet_smoe.progress import progress
 from espnet_smoe.rows import IGNORE

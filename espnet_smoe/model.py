@@ -27,10 +27,16 @@ from espnet_smoe.config import ConfigError
 from espnet_smoe.decoder import SMoETransformerDecoder
 from espnet_smoe.encoder import SMoEConformerEncoder
 from espnet_smoe.freeze import freeze
-from espnet_smoe.guide import TASK, GuideError, GuideTable
+from espnet_smoe.guide import TASK, GuideTable
 from espnet_smoe.mask import valid_mask
-from espnet_smoe.ratios import global_ratios
-from espnet_smoe.rows import IGNORE, Rows, add_prompt, smoothed_cross_entropy
+from espnet_smoe.ratios import condition_sums, global_ratios
+from espnet_smoe.rows import (
+    IGNORE,
+    Rows,
+    add_prompt,
+    row_texts,
+    smoothed_cross_entropy,
+)
 
 __all__ = ["SMoEModel"]
 
@@ -147,7 +153,8 @@ class SMoEModel(ESPnetASRModel):
         Raises:
             GuideError: a guide id is unknown; lists the known ones.
         """
-        self._check_guide_ids(guide_ids)
+        for axis in self.guides.utterance_axes:
+            axis.check_ids(guide_ids[axis.name].tolist())
         expert_ids = self.encoder.expert_ids_of(guide_ids)
         feats, lengths = self._extract_feats(speech, speech_lengths)
         if self.specaug is not None and self.training:
@@ -158,15 +165,6 @@ class SMoEModel(ESPnetASRModel):
             feats, lengths, expert_ids, guide_ids, balance
         )
         return encoded, lengths
-
-    def _check_guide_ids(self, guide_ids: Mapping[str, torch.Tensor]) -> None:
-        for axis in self.guides.utterance_axes:
-            ids = guide_ids[axis.name]
-            if bad := sorted(
-                {i for i in ids.tolist() if not 0 <= i < len(axis.guides)}
-            ):
-                known = ", ".join(f"{i} {g}" for i, g in enumerate(axis.guides))
-                raise GuideError(f"unknown {axis.name} ids {bad}; known: {known}")
 
     def collect_feats(
         self, speech: torch.Tensor, speech_lengths: torch.Tensor, **_: torch.Tensor
@@ -243,8 +241,8 @@ class SMoEModel(ESPnetASRModel):
         balance: list[torch.Tensor] = []  # one loss per learned gate
         encoded, frames = self.encode(speech, speech_lengths, guide_ids, balance)
         rows = self.rows_of(guide_ids, has_text)
-        losses, correct, tokens = self._decoder_loss(
-            encoded, frames, rows, data, lengths, balance
+        losses, correct, tokens = self.decoder_loss(
+            encoded, frames, rows, data, balance
         )
 
         weights = torch.tensor(self.task_weights)[rows.tasks].to(losses.device)
@@ -266,20 +264,18 @@ class SMoEModel(ESPnetASRModel):
             total = loss_balance.detach() * len(speech)
             balance_sums["loss_balance"] = (total, len(speech))
 
+        bandwidths = guide_ids["bandwidth"][rows.utterances]
+        conditions = {t: rows.tasks == i for i, t in enumerate(self.guides.tasks)}
+        for i, bandwidth in enumerate(self.guides.bandwidths):
+            conditions[bandwidth] = bandwidths == i
         sums = {
             "loss": (loss.detach() * len(speech), len(speech)),
             **balance_sums,
             "loss_ctc": (sum_ctc, with_ctc),
             "loss_att": (loss_att.detach() * len(speech), len(speech)),
             "acc": (correct.sum(), tokens.sum()),
+            **condition_sums(conditions, losses.detach(), correct, tokens),
         }
-        bandwidths = guide_ids["bandwidth"][rows.utterances]
-        cells = [(t, rows.tasks == i) for i, t in enumerate(self.guides.tasks)]
-        cells += [(b, bandwidths == i) for i, b in enumerate(self.guides.bandwidths)]
-        for name, cell in cells:
-            here = cell.to(losses.device)
-            sums[f"loss_{name}"] = ((losses.detach() * here).sum(), here.sum())
-            sums[f"acc_{name}"] = ((correct * here).sum(), (tokens * here).sum())
         stats = global_ratios(sums, losses.device)
         return force_gatherable((loss, stats, len(speech)), loss.device)
 
@@ -298,34 +294,32 @@ class SMoEModel(ESPnetASRModel):
             text, lengths = text[utterances], lengths[utterances]
         return self.ctc(encoded, frames, text, lengths)
 
-    def _decoder_loss(
+    def decoder_loss(
         self,
         encoded: torch.Tensor,
         frames: torch.Tensor,
         rows: Rows,
         data: Mapping[str, torch.Tensor],
-        lengths: torch.Tensor,
-        balance: list[torch.Tensor],
+        balance: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Label-smoothed cross entropy, correct and all tokens, (P,) each."""
-        utterances, tasks = (
-            rows.utterances.to(encoded.device),
-            rows.tasks.to(encoded.device),
+        """Label-smoothed cross entropy, correct and all tokens of rows, (P,) each.
+
+        Args:
+            encoded: (B, T, D) float; frames: (B,) int64; see ``encode``.
+            data: ``text_<task>`` and their lengths, see the module's docstring.
+            balance: list for the losses of learned gates, see ``Route``.
+        """
+        names = [f"text_{task}" for task in self.guides.tasks]
+        text, lengths = row_texts(
+            rows, [data[n] for n in names], [data[f"{n}_lengths"] for n in names]
         )
-        texts = [data[f"text_{task}"] for task in self.guides.tasks]
-        longest = max(t.size(1) for t in texts)
-        padded = [
-            torch.nn.functional.pad(t, (0, longest - t.size(1)), value=IGNORE)
-            for t in texts
-        ]
-        text = torch.stack(padded)[tasks, utterances]
-        text_lengths = lengths[tasks, utterances]
-        ys_in, ys_out = add_prompt(text, text_lengths, rows.prompts, self.sos, self.eos)
+        ys_in, ys_out = add_prompt(text, lengths, rows.prompts, self.sos, self.eos)
+        utterances = rows.utterances.to(encoded.device)
         logits, _ = self.decoder(
             encoded[utterances],
             frames[utterances],
             ys_in,
-            text_lengths + rows.prompts.size(1) + 1,
+            lengths + rows.prompts.size(1) + 1,
             rows.prompts,
             balance,
         )

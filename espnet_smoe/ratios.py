@@ -6,13 +6,33 @@ from collections.abc import Mapping
 
 import torch
 
-__all__ = ["global_ratios"]
+__all__ = ["Sums", "condition_sums", "global_ratios"]
+
+Sums = dict[str, tuple[torch.Tensor | float, torch.Tensor | float]]
+"""Name of a statistic -> numerator and denominator, () each."""
 
 
-def global_ratios(
-    sums: Mapping[str, tuple[torch.Tensor | float, torch.Tensor | float]],
-    device: torch.device,
-) -> dict[str, torch.Tensor]:
+def condition_sums(
+    conditions: Mapping[str, torch.Tensor],
+    losses: torch.Tensor,
+    correct: torch.Tensor,
+    tokens: torch.Tensor,
+) -> Sums:
+    """``loss_<name>``, a row, and ``acc_<name>``, a token, of some of the rows.
+
+    Args:
+        conditions: name -> (P,) bool on CPU, the rows that count.
+        losses, correct, tokens: (P,) each: loss, correct and all tokens of a row.
+    """
+    sums: Sums = {}
+    for name, rows in conditions.items():
+        here = rows.to(losses.device)
+        sums[f"loss_{name}"] = ((losses * here).sum(), here.sum())
+        sums[f"acc_{name}"] = ((correct * here).sum(), (tokens * here).sum())
+    return sums
+
+
+def global_ratios(sums: Sums, device: torch.device) -> dict[str, torch.Tensor]:
     """Numerator / denominator of each statistic, summed over the processes first.
 
     The host averages what each process reports with the number of its utterances as
@@ -23,7 +43,7 @@ def global_ratios(
     Every process must call this equally often: it waits for the others.
 
     Args:
-        sums: name -> numerator and denominator of this process, () each.
+        sums: of this process.
 
     Returns:
         name -> () float64 on ``device``; 0 / 0 = NaN marks a statistic without data,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-__all__ = ["IGNORE", "Rows", "add_prompt", "smoothed_cross_entropy"]
+__all__ = ["IGNORE", "Rows", "add_prompt", "row_texts", "smoothed_cross_entropy"]
 
 IGNORE = -1  # the host's padding of token ids
 
@@ -25,6 +26,31 @@ class Rows:
     utterances: torch.Tensor
     tasks: torch.Tensor
     prompts: torch.Tensor
+
+
+def row_texts(
+    rows: Rows, texts: Sequence[torch.Tensor], lengths: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The reference of each row.
+
+    Args:
+        texts: of each task (B, U_task) int64, padded with -1.
+        lengths: of each task (B,) int64, tokens.
+
+    Returns:
+        (P, U) int64, U the longest U_task, padded with -1, and (P,) int64 tokens.
+    """
+    longest = max(text.size(1) for text in texts)
+    padded = [
+        torch.nn.functional.pad(text, (0, longest - text.size(1)), value=IGNORE)
+        for text in texts
+    ]
+    device = texts[0].device
+    tasks, utterances = rows.tasks.to(device), rows.utterances.to(device)
+    return (
+        torch.stack(padded)[tasks, utterances],
+        torch.stack(tuple(lengths))[tasks, utterances],
+    )
 
 
 def add_prompt(

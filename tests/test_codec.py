@@ -143,7 +143,7 @@ def test_an_unknown_codec_is_refused_by_name() -> None:
         through_codec(EVERY_SAMPLE, "evs")
 
 
-AMR_MISSING = r"codec 'amr' needs .*pip install espnet_smoe\[amr\]"
+AMR_MISSING = r"codec 'amr' needs .*pip install \"av>=17,<19\"$"
 
 
 def test_amr_without_pyav_is_refused_at_once_and_the_rest_works(

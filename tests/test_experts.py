@@ -49,19 +49,23 @@ def naive(bank, x, ids):
     return torch.stack([bank.experts[e](row) for row, e in zip(x, ids, strict=True)])
 
 
-@BATCHES
-def test_the_bank_equals_a_loop_over_rows(num_experts, ids):
-    bank = make_bank(num_experts)
+def check_bank(bank, ids, reference):
+    """Outputs and gradients of a routed batch are those of ``reference(x)``."""
     x = torch.randn(len(ids), 7, D, dtype=torch.double, requires_grad=True)
     cotangent = torch.randn(len(ids), 7, D, dtype=torch.double)
     leaves = [x, *bank.parameters()]
-
-    got, want = routed(bank, x, ids), naive(bank, x, ids)
+    got, want = routed(bank, x, ids), reference(x)
     torch.testing.assert_close(got, want)
     contract.check_gradients(
         torch.autograd.grad(got, leaves, cotangent, allow_unused=True),
         torch.autograd.grad(want, leaves, cotangent, allow_unused=True),
     )
+
+
+@BATCHES
+def test_the_bank_equals_a_loop_over_rows(num_experts, ids):
+    bank = make_bank(num_experts)
+    check_bank(bank, ids, lambda x: naive(bank, x, ids))
 
 
 def test_p1_a_bank_with_one_expert_is_the_hosts_ffn():
@@ -143,15 +147,10 @@ def make_shared_bank(num_experts):
 @BATCHES
 def test_a_shared_expert_adds_its_output_to_every_row(num_experts, ids):
     bank = make_shared_bank(num_experts)
-    x = torch.randn(len(ids), 7, D, dtype=torch.double, requires_grad=True)
-    cotangent = torch.randn(len(ids), 7, D, dtype=torch.double)
-    leaves = [x, *bank.parameters()]
-    got = routed(bank, x, ids)
-    want = torch.stack([bank.shared(row) for row in x]) + naive(bank, x, ids)
-    torch.testing.assert_close(got, want)
-    contract.check_gradients(
-        torch.autograd.grad(got, leaves, cotangent, allow_unused=True),
-        torch.autograd.grad(want, leaves, cotangent, allow_unused=True),
+    check_bank(
+        bank,
+        ids,
+        lambda x: torch.stack([bank.shared(row) for row in x]) + naive(bank, x, ids),
     )
 
 

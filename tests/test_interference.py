@@ -18,7 +18,8 @@ from espnet_smoe.guide_pairs import (
     cuts_of,
     pairs_of,
 )
-from espnet_smoe.interference import Piece, losses_of, measure
+from espnet_smoe.interference import measure
+from espnet_smoe.piece import Piece, losses_of
 from espnet_smoe.places import places_of
 
 DENSE = {"encoder": {"experts": None}, "decoder": {"experts": None}}

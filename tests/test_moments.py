@@ -69,15 +69,20 @@ def trained(copy_moments, optimizer_of):
     return encoder, optimizer
 
 
+def tied_one_update_longer(optimizer_of):
+    """An encoder of the same start whose split comes later, and its optimiser."""
+    tied = split_encoder(True, split_after=TIED + 1)
+    optimizer = optimizer_of(tied.parameters())
+    for n in range(TIED + 1):
+        update(tied, optimizer, n)
+    return tied, optimizer
+
+
 @OPTIMIZERS
 def test_right_after_the_split_every_copy_moves_as_the_tied_expert_would(optimizer_of):
     encoder, optimizer = trained(True, optimizer_of)
     assert not any(p in optimizer.state for p in experts(encoder)[1])
-    tied = split_encoder(True, split_after=TIED + 1)
-    reference = optimizer_of(tied.parameters())
-    for n in range(TIED + 1):
-        update(tied, reference, n)
-
+    tied, reference = tied_one_update_longer(optimizer_of)
     with moments_follow(encoder, [optimizer]):
         update(encoder, optimizer, TIED, guides=(0, 1))
     want = experts(tied)[0]
@@ -91,10 +96,7 @@ def test_right_after_the_split_every_copy_moves_as_the_tied_expert_would(optimiz
 @OPTIMIZERS
 def test_without_the_switch_copies_start_with_no_state(optimizer_of):
     encoder, optimizer = trained(False, optimizer_of)
-    tied = split_encoder(False, split_after=TIED + 1)
-    reference = optimizer_of(tied.parameters())
-    for n in range(TIED + 1):
-        update(tied, reference, n)
+    tied, _ = tied_one_update_longer(optimizer_of)
     with moments_follow(encoder, [optimizer]):
         update(encoder, optimizer, TIED, guides=(0, 1))
     first, second = experts(encoder)
