@@ -1,7 +1,7 @@
 """Joint CTC/attention beam search over (utterance, task) rows.
 
-The search is ESPnet's ``BatchBeamSearch`` with its exact CTC prefix scores; ours are
-the prompt, the mask of tokens that are no text, and the decoder's caches.
+The search is ESPnet's ``BatchBeamSearch``; ours are the prompt, the mask of tokens
+that are no text, the decoder's caches and the way to its exact CTC prefix scores.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 import yaml
 
 from espnet_smoe.config import ConfigError, check_keys, check_number
+from espnet_smoe.ctc_prefix import ParallelCTCPrefixScorer
 from espnet_smoe.host import (
     BatchBeamSearch,
     BatchHypothesis,
     BatchScorerInterface,
-    CTCPrefixScorer,
     Hypothesis,
     LengthBonus,
 )
@@ -178,7 +178,8 @@ class SMoEBeamSearch(BatchBeamSearch):
         running = super().post_process(
             i, maxlen, minlen, maxlenratio, running_hyps, ended_hyps
         )
-        if not self.scores_fall or not len(running):
+        enough = any(len(ended) >= self.nbest for ended in ended_hyps)
+        if not (self.scores_fall and enough and len(running)):
             return running
         active = running.active_mask().cpu()
         scores = running.score.cpu().masked_fill(~active, -torch.inf)
@@ -220,8 +221,7 @@ class RowSearch:
         }
         self._with_ctc = None
         if model.ctc is not None and config.ctc_weight > 0.0:
-            # no window: prefix scores are exact
-            ctc = CTCPrefixScorer(ctc=model.ctc, eos=model.eos)
+            ctc = ParallelCTCPrefixScorer(ctc=model.ctc, eos=model.eos)
             self._with_ctc = self._search({**scorers, "ctc": ctc}, config.ctc_weight)
         self._without_ctc = self._search(scorers, 0.0)
 
@@ -244,7 +244,7 @@ class RowSearch:
         )
         return search.eval()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(
         self, encoded: torch.Tensor, frames: torch.Tensor, rows: Rows
     ) -> list[list[Hypothesis]]:
