@@ -101,10 +101,9 @@ class Picked:
         """Their forward probabilities."""
         posteriors, prefixes = self.scored.posteriors, self.scored.prefixes
         rows = posteriors.row_of(self.hyps, len(prefixes.last))
-        logp = posteriors.logp[:, rows]
-        spoken = logp.gather(2, self.labels.expand(len(logp), -1)[:, :, None])[:, :, 0]
+        spoken = posteriors.logp[:, rows, self.labels]
         label = _recursion(spoken, prefixes.before(self.hyps, self.labels))
-        silent = _recursion(logp[:, :, BLANK], label[:-1])
+        silent = _recursion(posteriors.logp[:, rows, BLANK], label[:-1])
         return Prefixes(
             self.labels,
             silent,
