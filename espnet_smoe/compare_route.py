@@ -170,6 +170,9 @@ def compare_decoding(
 ) -> dict[str, Any]:
     """Decode the first utterances of a route by both, one by one, with our defaults.
 
+    Those of less than ``min_samples`` are left out: our model adds silence to them,
+    the host refuses them.
+
     Args:
         checkpoint: of the S-MoE model, its ``config.yaml`` beside.
         folder: of the extracted model.
@@ -182,20 +185,25 @@ def compare_decoding(
         ``seconds_before_batched`` (ours, all in one batch), ``seconds_after`` (host).
 
     Raises:
-        SurgeryError: no utterance has the guides of the route.
+        SurgeryError: no utterance has the guides of the route and that length.
         DataDirError: the data directory is broken.
     """
     guides = {axis: guide for axis, guide in route.items() if axis != TASK}
+    ours = Speech2Text(
+        checkpoint.parent / "config.yaml", checkpoint, batch_size=_UTTERANCES
+    )
+    shortest = ours.model.min_samples
     utterances = [  # the data may have axes that the model does not
-        u for u in read_datadir(data_dir) if guides.items() <= u.guides.items()
+        u
+        for u in read_datadir(data_dir)
+        if guides.items() <= u.guides.items() and u.num_samples >= shortest
     ][:_UTTERANCES]
     if not utterances:
-        raise SurgeryError(f"no utterance of {data_dir} has the guides {guides}")
+        raise SurgeryError(
+            f"no utterance of {data_dir} has the guides {guides} and at least "
+            f"{shortest} samples"
+        )
     queries = [Query(load_dumped(u), guides, (route[TASK],)) for u in utterances]
-
-    ours = Speech2Text(
-        checkpoint.parent / "config.yaml", checkpoint, batch_size=len(queries)
-    )
     host = HostDecoder(folder, ours.model, route)
     # the host's search writes ten lines an utterance, and one about the cut
     disabled = logging.root.manager.disable

@@ -21,6 +21,7 @@ from surgery import contents, decide, few_files, save
 from tiny_experiment import CONF, Experiment, write_conf
 
 from espnet_smoe import Speech2Text
+from espnet_smoe.audio import MODEL_RATE
 from espnet_smoe.bin import smoe_extract
 from espnet_smoe.compare_route import compare_decoding
 from espnet_smoe.counterparts import SurgeryError, expert_key
@@ -234,6 +235,22 @@ def test_an_axis_that_the_model_does_not_have_is_no_reason_not_to_compare(
     )
     for key in ("utterances", "same_text", "difference_score"):
         assert found[key] == plain[key]
+
+
+def test_what_is_too_short_for_the_host_is_not_compared(
+    experiment: Experiment, host: Path, eager: Path, tmp_path: Path
+):
+    data = tmp_path / "dev"
+    shutil.copytree(experiment.dev, data)
+    short = next(u for u, b in read_table(data / "utt2bandwidth").items() if b == "nb")
+    soundfile.write(tmp_path / "short.wav", np.zeros(500, np.int16), MODEL_RATE)
+    for name, value in (
+        ("wav.scp", str(tmp_path / "short.wav")), ("utt2num_samples", "500")
+    ):  # fmt: skip
+        write_table(data / name, {**read_table(data / name), short: value})
+    checkpoint, route = eager / "valid.acc.ave.pth", ROUTES["nb_asr"]
+    found = compare_decoding(checkpoint, host / "nb_asr", route, data)
+    assert found["utterances"] == found["same_text"] == 3
 
 
 def test_a_comparison_that_fails_leaves_logging_as_it_was(

@@ -283,6 +283,8 @@ def test_help_lists_every_option_of_the_script():
     for name in ("stage", "skip_upload_hf", "inference_model", "speed_perturb_factors"):
         assert f"  --{name} " in process.stdout
     assert "(default: valid.acc.ave.pth)" in process.stdout
+    # what run.sh chose, not what smoe.sh would
+    assert "(default: conf/demo/train_smoe.yaml)" in process.stdout
 
 
 @pytest.mark.parametrize(

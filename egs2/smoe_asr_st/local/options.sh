@@ -5,7 +5,8 @@
 # `# options` and `# end of options` of the script. Both `--name value` and
 # `--name=value` set the variable. A default that is a whole number, a number with a
 # decimal point or true/false asks for the same kind of value, a whole number being a
-# number too. Wrong usage: one line on standard error, status 2.
+# number too. --help shows as defaults what the options before it have set. Wrong usage:
+# one line on standard error, status 2.
 
 parse_options() {
     local script=$1 line name value inside=false
@@ -22,8 +23,7 @@ parse_options() {
                     value=${BASH_REMATCH[2]}
                     value=${value%\"}
                     defaults[${name}]=${value#\"}
-                    help+=("$(printf '  --%-20s %s (default: %s)' \
-                        "${name}" "${BASH_REMATCH[3]}" "${value#\"}")")
+                    help+=("${name}" "${BASH_REMATCH[3]}")
                 fi
                 ;;
         esac
@@ -33,7 +33,12 @@ parse_options() {
         case $1 in
             --help | -h)
                 echo "Usage: ${script} [--option value ...]"
-                printf '%s\n' "${help[@]}"
+                set -- "${help[@]}"
+                while [ $# -gt 0 ]; do
+                    value=${!1}
+                    printf '  --%-20s %s%s\n' "$1" "$2" "${value:+ (default: ${value})}"
+                    shift 2
+                done
                 exit 0
                 ;;
             --*=*)
