@@ -15,9 +15,14 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["DecoderCache", "HypothesisRef", "KeyValue", "merge"]
+__all__ = ["DecoderCache", "HypothesisRef", "KeyValue", "hypotheses_of", "merge"]
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
+
+
+def hypotheses_of(rows: torch.Tensor, per_row: int) -> torch.Tensor:
+    """(P',) int64 rows -> (P' * per_row,) places of their hypotheses."""
+    return (rows[:, None] * per_row + torch.arange(per_row).to(rows)).view(-1)
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,16 @@ class DecoderCache:
         """The cache of some of the hypotheses, (N',) int64; copies nothing."""
         pending = ids if self.pending is None else self.pending[ids]
         return dataclasses.replace(self, pending=pending)
+
+    def of_rows(self, rows: torch.Tensor, hyps: torch.Tensor) -> DecoderCache:
+        """The cache of some rows, (P',) int64, and their hypotheses, (N',) int64."""
+        on_device = rows.to(self.cross[0][0].device)
+        return dataclasses.replace(
+            self.select(hyps.to(on_device.device)),
+            cross=[(k[on_device], v[on_device]) for k, v in self.cross],
+            cross_mask=None if self.cross_mask is None else self.cross_mask[on_device],
+            expert_ids=None if self.expert_ids is None else self.expert_ids[rows],
+        )
 
     def selected_past(self) -> Sequence[KeyValue] | None:
         """``past`` of the hypotheses to go on with: the only copy of a step."""

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
+from espnet_smoe.cache import hypotheses_of
 from espnet_smoe.host import CTCPrefixScorer
 
 __all__ = ["ParallelCTCPrefixScorer"]
@@ -42,6 +43,10 @@ class Posteriors:
 
     logp: torch.Tensor
     last_frame: torch.Tensor
+
+    def of_rows(self, rows: torch.Tensor) -> Posteriors:
+        """Those of some rows, (P',) int64."""
+        return Posteriors(self.logp[:, rows], self.last_frame[rows])
 
     def row_of(self, hyps: torch.Tensor, num_hyps: int) -> torch.Tensor:
         """The row of some of N hypotheses, of which those of a row stand together."""
@@ -66,6 +71,15 @@ class Prefixes:
     silent: torch.Tensor
     reached: torch.Tensor
     score: torch.Tensor
+
+    def select(self, hyps: torch.Tensor) -> Prefixes:
+        """Some of them, (N',) int64."""
+        return Prefixes(
+            self.last[hyps],
+            self.silent[:, hyps],
+            self.reached[:, hyps],
+            self.score[hyps],
+        )
 
     def before(self, hyps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Log probability of what a label can follow in each frame, (T, ...).
@@ -110,6 +124,19 @@ class Picked:
             torch.logaddexp(label, silent),
             self.scored.scores[self.hyps, self.labels],
         )
+
+    def of_rows(self, rows: torch.Tensor, hyps: torch.Tensor) -> Picked:
+        """Those of some rows, (P',) int64, at the places ``hyps``, (N',) int64."""
+        rows, hyps = rows.to(self.hyps.device), hyps.to(self.hyps.device)
+        old = self.scored
+        num_hyps = len(old.scores)
+        kept = hypotheses_of(rows, num_hyps // old.posteriors.logp.size(1))
+        scored = Scored(
+            old.posteriors.of_rows(rows), old.prefixes.select(kept), old.scores[kept]
+        )
+        moved_to = kept.new_zeros(num_hyps)
+        moved_to[kept] = torch.arange(len(kept), device=kept.device)
+        return Picked(scored, moved_to[self.hyps[hyps]], self.labels[hyps])
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Joint CTC/attention beam search over (utterance, task) rows.
 
-The search is ESPnet's ``BatchBeamSearch``; ours are the prompt, the mask of tokens
-that are no text, the decoder's caches and the way to its exact CTC prefix scores.
+The search is ESPnet's, see ``beam_search.py``; ours are the prompt and the scorers: the
+decoder with its caches, and exact CTC prefix scores without a loop over frames.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,15 @@ from typing import Any
 import torch
 import yaml
 
+from espnet_smoe.beam_search import SMoEBeamSearch, TokenMask
 from espnet_smoe.config import ConfigError, check_keys, check_number
 from espnet_smoe.ctc_prefix import ParallelCTCPrefixScorer
-from espnet_smoe.host import (
-    BatchBeamSearch,
-    BatchHypothesis,
-    BatchScorerInterface,
-    Hypothesis,
-    LengthBonus,
-)
+from espnet_smoe.host import Hypothesis, LengthBonus
 from espnet_smoe.model import SMoEModel
 from espnet_smoe.rows import Rows
 from espnet_smoe.tokens import special_ids
 
-__all__ = ["RowSearch", "SMoEBeamSearch", "SearchConfig", "TokenMask"]
+__all__ = ["RowSearch", "SearchConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,101 +100,6 @@ class SearchConfig:
             return cls.from_mapping({} if conf is None else conf)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
-
-
-class TokenMask(BatchScorerInterface):
-    """Minus infinity for tokens that are no text, so that none is ever emitted.
-
-    Args:
-        banned: vocabulary ids: blank, unknown, guiding tokens.
-        vocab_size: vocabulary V.
-    """
-
-    def __init__(self, banned: Sequence[int], vocab_size: int) -> None:
-        self.scores = torch.zeros(vocab_size)
-        self.scores[list(banned)] = -torch.inf
-
-    def batch_score(
-        self, ys: torch.Tensor, states: Sequence[None], xs: torch.Tensor
-    ) -> tuple[torch.Tensor, Sequence[None]]:
-        """(N, L) prefixes -> (N, V), the same for each; no state."""
-        self.scores = self.scores.to(xs)
-        return self.scores.expand(len(ys), -1), states
-
-
-class SMoEBeamSearch(BatchBeamSearch):
-    """The host's search, ended where the n-best is known.
-
-    Scores only fall as a hypothesis grows, unless tokens are rewarded or scores are
-    divided by their number. So a row is done when its n-th best ended hypothesis is
-    as good as the best that still runs; the host's own criterion comes steps later.
-
-    Args:
-        nbest: hypotheses wanted of each row.
-        scorers, weights: name -> scorer, its weight; see the host's class.
-        sos, eos: ids.
-    """
-
-    def __init__(
-        self,
-        nbest: int,
-        scorers: dict[str, Any],
-        weights: dict[str, float],
-        beam_size: int,
-        vocab_size: int,
-        sos: int,
-        eos: int,
-        normalize_length: bool,
-    ) -> None:
-        super().__init__(
-            scorers=scorers,
-            weights=weights,
-            beam_size=beam_size,
-            vocab_size=vocab_size,
-            sos=sos,
-            eos=eos,
-            token_list=None,
-            pre_beam_score_key="full",
-            normalize_length=normalize_length,
-        )
-        self.nbest = nbest
-        self.scores_fall = weights["length_bonus"] <= 0.0 and not normalize_length
-
-    def post_process(
-        self,
-        i: int,
-        maxlen: list[int],
-        minlen: list[int],
-        maxlenratio: float,
-        running_hyps: BatchHypothesis,
-        ended_hyps: list[list[Hypothesis]],
-    ) -> BatchHypothesis:
-        """The host's step, then the end of what is decided; arguments are its own."""
-        running = super().post_process(
-            i, maxlen, minlen, maxlenratio, running_hyps, ended_hyps
-        )
-        enough = any(len(ended) >= self.nbest for ended in ended_hyps)
-        if not (self.scores_fall and enough and len(running)):
-            return running
-        active = running.active_mask().cpu()
-        scores = running.score.cpu().masked_fill(~active, -torch.inf)
-        best = scores.view(running.n_utt, -1).amax(1).tolist()
-        was_done = running.done_mask().tolist()
-        done = [
-            was or (len(ended) >= self.nbest and self._last(ended) >= score)
-            for was, ended, score in zip(was_done, ended_hyps, best, strict=True)
-        ]
-        return running.replace(done=torch.tensor(done))
-
-    def _last(self, ended: Sequence[Hypothesis]) -> float:
-        """Score of the n-th best."""
-        return sorted((h.score for h in ended), reverse=True)[self.nbest - 1]
-
-    @staticmethod
-    def _release(hyp: Hypothesis) -> Hypothesis:
-        # nothing reads the caches again, and each pins those of a whole step; the
-        # score is read at every step
-        return BatchBeamSearch._release(hyp._replace(states={}, score=float(hyp.score)))
 
 
 class RowSearch:

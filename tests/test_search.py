@@ -5,6 +5,7 @@ import dummies
 import pytest
 import torch
 
+from espnet_smoe.beam_search import SMoEBeamSearch, TokenMask
 from espnet_smoe.config import ConfigError
 from espnet_smoe.host import (
     BatchBeamSearch,
@@ -13,7 +14,7 @@ from espnet_smoe.host import (
     LengthBonus,
 )
 from espnet_smoe.rows import Rows
-from espnet_smoe.search import RowSearch, SearchConfig, SMoEBeamSearch, TokenMask
+from espnet_smoe.search import RowSearch, SearchConfig
 
 TASKS = dummies.GUIDES["task"]
 UTTERANCES = [("wb", ()), ("nb", ()), ("wb", ())]
