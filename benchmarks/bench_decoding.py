@@ -1,9 +1,9 @@
 """Utterances a second, ASR and ST of each: ours over the host's dense models.
 
 Beam 5, CTC weight 0.3 for ASR. Ours encodes an utterance once for both tasks and
-searches 16 utterances together. The host decodes with the dense S2T model of each
+searches 32 utterances together. The host decodes with the dense S2T model of each
 route: one utterance after the other, which is what its ``Speech2Text`` does rightly,
-and 16 together by its classes, see ``trained.Host.decode_batched``.
+and 32 together by its classes, see ``trained.Host.decode_batched``.
 
     python benchmarks/bench_decoding.py [--exp_dir DIR] [--data_dir DIR]
 """

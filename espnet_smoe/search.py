@@ -53,7 +53,7 @@ class SearchConfig:
     nbest: int = 1
     """Hypotheses returned per row."""
 
-    batch_size: int = 16
+    batch_size: int = 32
     """Utterances encoded and searched together."""
 
     def __post_init__(self) -> None:
