@@ -44,10 +44,10 @@ def load(
     Raises:
         ConfigError: there is no trained model or test set.
     """
-    checkpoint = file_of(args.exp_dir)
-    for path in (checkpoint, args.data_dir / "wav.scp"):
-        if not path.is_file():
+    for path in (args.exp_dir, args.data_dir / "wav.scp"):
+        if not path.exists():
             raise ConfigError(f"{path} is missing; `make demo` makes it")
+    checkpoint = file_of(args.exp_dir)
     logging.disable(logging.WARNING)  # the host writes ten lines an utterance
     return Speech2Text(
         checkpoint.parent / "config.yaml",

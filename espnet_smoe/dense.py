@@ -21,6 +21,7 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
 
 from espnet_smoe.checkpoint import read_checkpoint
+from espnet_smoe.config import ConfigError
 from espnet_smoe.counterparts import (
     NORMALIZERS,
     PARTS,
@@ -126,8 +127,24 @@ class DenseModel:
 
 def file_of(experiment: Path) -> Path:
     """Checkpoint of an experiment: the file named, or ``MODEL_FILE`` of the folder
-    named."""
-    return experiment / MODEL_FILE if experiment.is_dir() else experiment
+    named.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if not experiment.is_dir():
+        if not experiment.is_file():
+            raise ConfigError(
+                f"{experiment} is missing; expected an experiment folder or a "
+                "checkpoint with its config.yaml beside"
+            )
+        return experiment
+    checkpoint = experiment / MODEL_FILE
+    if not checkpoint.is_file():
+        raise ConfigError(
+            f"{experiment} holds no {MODEL_FILE}; name another checkpoint in it"
+        )
+    return checkpoint
 
 
 def read_dense(experiment: Path) -> DenseModel:

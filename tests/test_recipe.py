@@ -111,6 +111,7 @@ def test_all_stages_succeed_and_leave_their_files(chain):
     numbers = (1, 2, 3, 4, 5, 10, 11, 12, 13, 14)
     assert all(f"Stage {n}:" in process.stdout for n in numbers)
     assert "Stage 15:" not in process.stdout
+    assert "Skipping stage 15: --skip_upload_hf is true" in process.stdout
 
 
 def test_test_sets_are_not_filtered(chain):
@@ -267,6 +268,9 @@ MANIFEST = ["--corpus", "manifest", "--manifest", "calls/may 7.jsonl"]
         (["--test_sets", "train"], "set 'train' of --test_sets"),
         (["--test_sets", ""], "--test_sets names no set"),
         (["--stage", "15", "--skip_upload_hf", "false"], "--hf_repo user/name"),
+        (["--stage", "99"], "names no stage; there are 1-5 and 10-15"),
+        (["--stage", "7", "--stop_stage", "8"], "names no stage"),
+        (["--stage", "13", "--stop_stage", "12"], "names no stage"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(tmp_path, options, message):

@@ -334,7 +334,8 @@ def test_as_many_other_tokens_are_refused(
         (["--expert", "nb={a}", "--expert", "nb={b}"], "names a guide twice"),
         (["--expert", "asr={a}", "--encoder_only"], "no expert that is copied serves"),
         (["--dense", "{exp}"], "is no dense model: its encoder has experts"),
-        (["--dense", "{a}/none"], "is missing"),
+        (["--dense", "{a}/none"], "/none is missing; expected an experiment folder"),
+        (["--dense", "{a}/.."], "holds no valid.acc.ave.pth; name another checkpoint"),
     ],
 )
 def test_sources_that_do_not_fit_are_refused(

@@ -158,17 +158,30 @@ if [ "${dry_run}" = true ]; then
     exit 0
 fi
 
+wanted() { [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]; }
+
 run_stage() {
-    local skip=false
+    local option skip
     case $1 in
-        [1-5]) skip=${skip_data_prep} ;;
-        10 | 11) skip=${skip_train} ;;
-        12 | 13) skip=${skip_eval} ;;
-        14) skip=${skip_packing} ;;
-        15) skip=${skip_upload_hf} ;;
+        [1-5]) option=skip_data_prep skip=${skip_data_prep} ;;
+        10 | 11) option=skip_train skip=${skip_train} ;;
+        12 | 13) option=skip_eval skip=${skip_eval} ;;
+        14) option=skip_packing skip=${skip_packing} ;;
+        15) option=skip_upload_hf skip=${skip_upload_hf} ;;
     esac
-    [ "${skip}" = false ] && [ "${stage}" -le "$1" ] && [ "${stop_stage}" -ge "$1" ]
+    wanted "$1" || return
+    if [ "${skip}" = true ]; then
+        log "Skipping stage $1: --${option} is true"
+        return 1
+    fi
 }
+
+any=false
+for number in 1 2 3 4 5 10 11 12 13 14 15; do
+    if wanted "${number}"; then any=true; fi
+done
+[ "${any}" = true ] \
+    || die "--stage ${stage} --stop_stage ${stop_stage} names no stage; there are 1-5 and 10-15" 2
 
 if run_stage 1; then
     log "Stage 1: corpus ${corpus} -> ${datadir}/{${sets[*]}}, report in ${datadir}/survey"
@@ -271,10 +284,11 @@ decode() {
 
 if run_stage 12; then
     for dset in "${tests[@]}"; do
-        decode "${dset}" "${dset}"
+        # first, for a guide that does not exist is found out then
         for guide in "${forced[@]}"; do
             decode "${dset}" "force_${guide}/${dset}" --force_bandwidth "${guide}"
         done
+        decode "${dset}" "${dset}"
     done
 fi
 

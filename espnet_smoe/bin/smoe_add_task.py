@@ -44,8 +44,10 @@ def _call(args: argparse.Namespace) -> None:
         f"own; largest difference of all outputs {report['difference']}"
     )
     print(
-        f"train it: smoe_train --config {args.out_dir}/train_{args.task}.yaml "
-        f"--token_dir {args.out_dir} on data with text.{args.task}"
+        f"train it on data with texts of {args.task}: ./run.sh --corpus manifest "
+        f"--manifest FILE --train_config {args.out_dir}/train_{args.task}.yaml "
+        f"--token_listdir {args.out_dir} --smoe_stats_dir {args.out_dir}_stats, "
+        "stages 1 to 4 and 10 to 11"
     )
 
 

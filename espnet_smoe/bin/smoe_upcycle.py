@@ -32,7 +32,9 @@ def get_parser() -> argparse.ArgumentParser:
         "--token_dir", type=Path, required=True, help="folder that stage 5 made"
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--dense", type=Path, help="dense experiment")
+    source.add_argument(
+        "--dense", type=Path, help="dense experiment: its folder, or a checkpoint in it"
+    )
     source.add_argument(
         "--expert",
         type=_expert,
