@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from espnet_smoe.experts import Route
+
 __all__ = ["DecoderCache", "HypothesisRef", "KeyValue", "hypotheses_of", "merge"]
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
@@ -31,10 +33,12 @@ class DecoderCache:
 
     Args:
         cross: per layer, keys and values of the memory, (P, h, T, D/h) each.
-        cross_mask: (P, 1, 1, T) bool, true on valid frames; None = all are.
+        cross_mask: (P, 1, 1, T) float, 0 on valid frames, minus infinity elsewhere;
+            None = all are valid.
         past: per layer, keys and values of the L positions so far,
             (M, h, L, D/h) each; None before the first.
         expert_ids: (P,) int64 on CPU, read from the prompt; None before that.
+        route: which of the hypotheses last scored went to which expert.
         pending: (N,) int64, hypotheses of ``past`` to go on with; None = all M.
     """
 
@@ -42,6 +46,7 @@ class DecoderCache:
     cross_mask: torch.Tensor | None
     past: Sequence[KeyValue] | None = None
     expert_ids: torch.Tensor | None = None
+    route: Route | None = None
     pending: torch.Tensor | None = None
 
     @property
@@ -69,6 +74,7 @@ class DecoderCache:
             cross=[(k[on_device], v[on_device]) for k, v in self.cross],
             cross_mask=None if self.cross_mask is None else self.cross_mask[on_device],
             expert_ids=None if self.expert_ids is None else self.expert_ids[rows],
+            route=None,
         )
 
     def selected_past(self) -> Sequence[KeyValue] | None:

@@ -209,7 +209,11 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
         x = x[None] if x.dim() == 2 else x
         mask = None
         if xs_lengths is not None and bool((xs_lengths < x.size(1)).any()):
-            mask = valid_mask(xs_lengths.to(x.device), x.size(1))[:, None, None, :]
+            valid = valid_mask(xs_lengths.to(x.device), x.size(1))[:, None, None, :]
+            # a mask of truth values would be turned into this one at every step
+            mask = torch.zeros_like(valid, dtype=x.dtype).masked_fill(
+                ~valid, -torch.inf
+            )
         cross = [key_value(layer.src_attn, x) for layer in self.decoders]
         return DecoderCache(cross, mask)
 
@@ -271,8 +275,10 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
                 )
             expert_ids = self.expert_ids_of_prompt(prompts)
             cache = dataclasses.replace(cache, expert_ids=expert_ids)
-        ids = cache.expert_ids.repeat_interleave(len(ys) // cache.num_rows)
-        route = Route.of(ids, self.expert_map.num_experts, ys.device)
+        route = cache.route  # the same, unless hypotheses or rows have left
+        if route is None or sum(route.counts) != len(ys):
+            ids = cache.expert_ids.repeat_interleave(len(ys) // cache.num_rows)
+            route = Route.of(ids, self.expert_map.num_experts, ys.device)
 
         positions = self.embed[1]
         positions.extend_pe(xs.new_zeros(()).expand(1, ys.size(1)))
@@ -289,7 +295,7 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
             )
             new.append(present)
         logp = torch.log_softmax(self.output_layer(self.after_norm(x[:, -1])), -1)
-        return logp, dataclasses.replace(cache, past=new, pending=None)
+        return logp, dataclasses.replace(cache, past=new, pending=None, route=route)
 
     def score(
         self, ys: torch.Tensor, state: DecoderCache, x: torch.Tensor

@@ -61,7 +61,7 @@ class SMoETransformerLayer(DecoderLayer):
             past: keys and values of the L earlier positions, (N, h, L, D/h) each.
             cross: keys and values of the memory, (P, h, T, D/h) each; N is a
                 multiple of P and the hypotheses of a row stand together.
-            cross_mask: (P, 1, 1, T) bool, true on valid frames; None = all are.
+            cross_mask: (P, 1, 1, T) float, see ``DecoderCache``.
             route: which hypotheses, in the caller's order, go to which expert.
 
         Returns:

@@ -246,7 +246,7 @@ class Speech2Text:
             for result, wanted in zip(results, columns["task"], strict=True)
         ]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def decode(self, queries: Sequence[Query]) -> list[dict[str, list[Result]]]:
         """Decode prepared utterances: task -> n-best list for each, in order.
 
