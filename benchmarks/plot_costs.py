@@ -154,8 +154,9 @@ def _save(path: Path, panels: int, draw: Callable[[Sequence], None]) -> None:
 def measure(args: argparse.Namespace) -> None:
     """Both charts."""
     plot_decoding(FOLDER / "decoding_costs.png", decoding(args))
-    over = [steps(experts, None, args.repeats) for experts in EXPERTS]
-    of = [steps(2, guides, args.repeats) for guides in COMPOSITIONS.values()]
+    pairs = 10 * args.repeats  # a step is short
+    over = [steps(experts, None, pairs) for experts in EXPERTS]
+    of = [steps(2, guides, pairs) for guides in COMPOSITIONS.values()]
     plot_training(FOLDER / "training_costs.png", over, of)
 
 
