@@ -162,7 +162,7 @@ class SMoEBeamSearch(BatchBeamSearch):
 def _of_rows(
     running: BatchHypothesis, rows: torch.Tensor, hyps: torch.Tensor
 ) -> BatchHypothesis:
-    """Go on with some rows: (P',) int64, and their hypotheses, (N',) int64."""
+    """Go on with rows that are not done: (P',) int64, and their hypotheses, (N',)."""
 
     def pick(x: torch.Tensor) -> torch.Tensor:
         return x[hyps.to(x.device)]
@@ -180,5 +180,4 @@ def _of_rows(
         },
         n_utt=len(rows),
         active=pick(running.active_mask()),
-        done=running.done_mask()[rows],
     )

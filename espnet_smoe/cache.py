@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import torch
 
-from espnet_smoe.experts import Route
-
 __all__ = ["DecoderCache", "HypothesisRef", "KeyValue", "hypotheses_of", "merge"]
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
@@ -38,7 +36,6 @@ class DecoderCache:
         past: per layer, keys and values of the L positions so far,
             (M, h, L, D/h) each; None before the first.
         expert_ids: (P,) int64 on CPU, read from the prompt; None before that.
-        route: which of the hypotheses last scored went to which expert.
         pending: (N,) int64, hypotheses of ``past`` to go on with; None = all M.
     """
 
@@ -46,7 +43,6 @@ class DecoderCache:
     cross_mask: torch.Tensor | None
     past: Sequence[KeyValue] | None = None
     expert_ids: torch.Tensor | None = None
-    route: Route | None = None
     pending: torch.Tensor | None = None
 
     @property
@@ -74,7 +70,6 @@ class DecoderCache:
             cross=[(k[on_device], v[on_device]) for k, v in self.cross],
             cross_mask=None if self.cross_mask is None else self.cross_mask[on_device],
             expert_ids=None if self.expert_ids is None else self.expert_ids[rows],
-            route=None,
         )
 
     def selected_past(self) -> Sequence[KeyValue] | None:

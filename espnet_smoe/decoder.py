@@ -21,10 +21,7 @@ from espnet_smoe.config import ConfigError, ExpertConfig
 from espnet_smoe.decoder_layer import SMoETransformerLayer, key_value
 from espnet_smoe.experts import Route
 from espnet_smoe.guide import TASK, GuideError, GuideTable
-from espnet_smoe.host import (
-    MultiHeadedAttention,
-    PositionwiseFeedForward,
-)
+from espnet_smoe.host import MultiHeadedAttention, PositionwiseFeedForward
 from espnet_smoe.mask import valid_mask
 from espnet_smoe.stack import ExpertStack
 
@@ -211,9 +208,7 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
         if xs_lengths is not None and bool((xs_lengths < x.size(1)).any()):
             valid = valid_mask(xs_lengths.to(x.device), x.size(1))[:, None, None, :]
             # a mask of truth values would be turned into this one at every step
-            mask = torch.zeros_like(valid, dtype=x.dtype).masked_fill(
-                ~valid, -torch.inf
-            )
+            mask = torch.where(valid, 0.0, -torch.inf).to(x.dtype)
         cross = [key_value(layer.src_attn, x) for layer in self.decoders]
         return DecoderCache(cross, mask)
 
@@ -275,10 +270,8 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
                 )
             expert_ids = self.expert_ids_of_prompt(prompts)
             cache = dataclasses.replace(cache, expert_ids=expert_ids)
-        route = cache.route  # the same, unless hypotheses or rows have left
-        if route is None or sum(route.counts) != len(ys):
-            ids = cache.expert_ids.repeat_interleave(len(ys) // cache.num_rows)
-            route = Route.of(ids, self.expert_map.num_experts, ys.device)
+        ids = cache.expert_ids.repeat_interleave(len(ys) // cache.num_rows)
+        route = Route.of(ids, self.expert_map.num_experts, ys.device)
 
         positions = self.embed[1]
         positions.extend_pe(xs.new_zeros(()).expand(1, ys.size(1)))
@@ -295,7 +288,7 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
             )
             new.append(present)
         logp = torch.log_softmax(self.output_layer(self.after_norm(x[:, -1])), -1)
-        return logp, dataclasses.replace(cache, past=new, pending=None, route=route)
+        return logp, dataclasses.replace(cache, past=new, pending=None)
 
     def score(
         self, ys: torch.Tensor, state: DecoderCache, x: torch.Tensor

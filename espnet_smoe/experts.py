@@ -7,6 +7,7 @@ which a stack trains as one FFN before its experts part ways, is ours.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -53,13 +54,15 @@ class Route:
         """
         if expert_ids.dim() != 1 or not len(expert_ids):
             raise ValueError(f"expert ids must be (B,), got {tuple(expert_ids.shape)}")
-        low, high = (int(v) for v in torch.aminmax(expert_ids))
+        ids = expert_ids.tolist()  # a search comes here at every step: few tensor calls
+        low, high = min(ids), max(ids)
         if low < 0 or high >= num_experts:
             raise ValueError(
                 f"expert ids must lie in [0, {num_experts}), got [{low}, {high}]"
             )
-        counts = tuple(torch.bincount(expert_ids, minlength=num_experts).tolist())
-        if bool((expert_ids[1:] >= expert_ids[:-1]).all()):
+        found = Counter(ids)
+        counts = tuple(found[expert] for expert in range(num_experts))
+        if ids == sorted(ids):
             return cls(counts)
         order = torch.argsort(expert_ids, stable=True)
         return cls(counts, order.to(device), torch.argsort(order).to(device))

@@ -211,6 +211,23 @@ def test_p5_ending_early_loses_nothing_and_saves_steps(monkeypatch, nbest):
     assert taken[0] < taken[1]
 
 
+def test_rows_that_are_done_leave_the_batch(monkeypatch):
+    model, data, encoded, frames = decided(seed=0, scale=8.0, eos=0.0)
+    pairs = [(b, task) for b in range(3) for task in ("st_de", "st_es")]
+    score, sizes = model.decoder.batch_score, []
+
+    def counting(ys, *others):
+        sizes.append(len(ys))
+        return score(ys, *others)
+
+    monkeypatch.setattr(model.decoder, "batch_score", counting)
+    search = RowSearch(model, SearchConfig(beam_size=4))
+    search(encoded, frames, rows_of(model, data, pairs))
+    assert sizes[0] == 4 * len(pairs)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < sizes[0]
+
+
 @pytest.mark.parametrize(
     ("options", "scale", "eos"),
     [({"penalty": 5.0}, 1.0, 5.0), ({"normalize_length": True}, 4.0, 3.0)],
