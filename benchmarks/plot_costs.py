@@ -2,7 +2,7 @@
 
 ``decoding_costs.png``: seconds of computing per second of audio, over batch size, beam
 and length. ``training_costs.png``: seconds of a training step per second of audio, over
-the number of experts and over what the batch is made of.
+the number of experts, over the size of the batch and over what it is made of.
 
     python benchmarks/plot_costs.py [--exp_dir DIR] [--data_dir DIR]
 """
@@ -32,6 +32,7 @@ TASKS = {"ASR": ["asr"], "ST": ["st_de"], "ASR and ST": ["asr", "st_de"]}
 BATCH_SIZES, BEAMS = (1, 2, 4, 8, 16, 32), (1, 2, 5, 10)
 LENGTHS = (2.0, 5.0, 10.0, 20.0)  # s
 EXPERTS = (2, 4, 8, 16)
+TRAINING_SIZES = (16, 64, 256)  # utterances
 COMPOSITIONS = {
     "one guide": [0] * UTTERANCES,
     "skewed 15 : 1": [0] * (UTTERANCES - 1) + [1],
@@ -40,6 +41,8 @@ COMPOSITIONS = {
 
 Curves = dict[str, list[float]]
 """Name of a line -> its values."""
+Points = list[list[float]]
+"""Of every place on the x axis: S-MoE, hard sharing."""
 
 
 def cost(s2t: Speech2Text, asked: Sequence[Query], repeats: int) -> list[float]:
@@ -115,25 +118,28 @@ def plot_decoding(
     _save(path, len(panels), draw)
 
 
-def plot_training(path: Path, over: list[list[float]], of: list[list[float]]) -> None:
-    """A curve over experts, bars over compositions."""
+def plot_training(
+    path: Path, lines: dict[str, tuple[Sequence[int], Points]], bars: Points
+) -> None:
+    """Curves over experts and batch size, bars over compositions."""
     names = ("S-MoE", "hard sharing")
 
     def draw(axes: Sequence) -> None:
         for n, (colour, name) in enumerate(zip(COLOURS, names, strict=False)):
-            y = [point[n] for point in over]
-            axes[0].plot(EXPERTS, y, "o-", color=colour, label=name)
-            places = np.arange(len(of)) + 0.4 * n - 0.2
-            axes[1].bar(places, [point[n] for point in of], 0.38, color=colour)
-        axes[0].set(xlabel="experts", ylim=(0, None))
-        axes[0].set_xscale("log", base=2)
-        axes[0].set_xticks(EXPERTS, EXPERTS)
+            for place, (x, points) in zip(axes, lines.values(), strict=False):
+                place.plot(x, [p[n] for p in points], "o-", color=colour, label=name)
+            places = np.arange(len(bars)) + 0.4 * n - 0.2
+            axes[-1].bar(places, [point[n] for point in bars], 0.38, color=colour)
+        for place, (title, (x, _)) in zip(axes, lines.items(), strict=False):
+            place.set(xlabel=title, ylim=(0, None))
+            place.set_xscale("log", base=2)
+            place.set_xticks(x, x)
         axes[0].set_ylabel("s of a training step per s of audio")
         axes[0].legend()
-        axes[1].set_xticks(range(len(of)), COMPOSITIONS)
-        axes[1].set(xlabel="bandwidths of the batch")
+        axes[-1].set_xticks(range(len(bars)), COMPOSITIONS)
+        axes[-1].set(xlabel="bandwidths of the batch, 2 experts")
 
-    _save(path, 2, draw)
+    _save(path, len(lines) + 1, draw)
 
 
 def _save(path: Path, panels: int, draw: Callable[[Sequence], None]) -> None:
@@ -142,7 +148,7 @@ def _save(path: Path, panels: int, draw: Callable[[Sequence], None]) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, panels, figsize=(4 * panels, 3.2), sharey=True)
+    figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.2), sharey=True)
     draw(axes)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=150, bbox_inches="tight")
@@ -155,9 +161,18 @@ def measure(args: argparse.Namespace) -> None:
     """Both charts."""
     plot_decoding(FOLDER / "decoding_costs.png", decoding(args))
     pairs = 10 * args.repeats  # a step is short
-    over = [steps(experts, None, pairs) for experts in EXPERTS]
-    of = [steps(2, guides, pairs) for guides in COMPOSITIONS.values()]
-    plot_training(FOLDER / "training_costs.png", over, of)
+    experts = [steps(number, None, pairs) for number in EXPERTS]
+    most = EXPERTS[-1]
+    sizes = [
+        steps(most, [i % most for i in range(size)], max(2, pairs * UTTERANCES // size))
+        for size in TRAINING_SIZES
+    ]
+    lines = {
+        "experts, batch of 16 utterances": (EXPERTS, experts),
+        "batch size, utterances, 16 experts": (TRAINING_SIZES, sizes),
+    }
+    bars = [steps(2, guides, pairs) for guides in COMPOSITIONS.values()]
+    plot_training(FOLDER / "training_costs.png", lines, bars)
 
 
 def main() -> int:

@@ -26,6 +26,7 @@ from espnet_smoe.tokens import BLANK, SOS_EOS, UNK
 __all__ = [
     "CONFIG",
     "LOSS_TOLERANCE",
+    "UTTERANCES",
     "Batch",
     "check_gradients",
     "check_twins",
@@ -42,10 +43,13 @@ Batch = dict[str, torch.Tensor]
 CONFIG = Path(__file__).parent.parent / "conf/demo/train_smoe.yaml"
 """Sizes that two CPU cores train."""
 
+UTTERANCES = 16
+"""Of a batch: as many of 3 s as the demo's YAML trains with, 50 s."""
+
 # the decoder's loss is computed in single precision throughout
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-6, 1e-5
 
-UTTERANCES, SECONDS, TOKENS, VOCABULARY = 16, 3.0, 16, 500
+SECONDS, TOKENS, VOCABULARY = 3.0, 16, 500
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -112,12 +116,12 @@ def mixed_batch(model: SMoEModel, bandwidths: Sequence[int] | None = None) -> Ba
     """Noise and random text; every utterance with a transcript and a translation.
 
     Args:
-        bandwidths: guide of each utterance; None = all guides in turn.
+        bandwidths: guide of each utterance; None = ``UTTERANCES``, all guides in turn.
     """
     samples, tasks = int(SECONDS * MODEL_RATE), model.guides.tasks
-    utterances = UTTERANCES
     known = len(model.guides.bandwidths)
-    guides = torch.tensor(bandwidths or [i % known for i in range(utterances)])
+    guides = torch.tensor(bandwidths or [i % known for i in range(UTTERANCES)])
+    utterances = len(guides)
     data = {
         "speech": 0.1 * torch.randn(utterances, samples),
         "speech_lengths": torch.linspace(0.7 * samples, samples, utterances).long(),
