@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from espnet_smoe.audio import AudioError, to_model_rate
 from espnet_smoe.bin import smoe_pack
 from espnet_smoe.config import ConfigError
 from espnet_smoe.guide import GuideError
+from espnet_smoe.search import SearchConfig
 from espnet_smoe.task import SMoETask
 
 pytest_plugins = ["fixtures_exp"]
@@ -488,6 +491,12 @@ def test_search_option_out_of_range_is_refused(
     files = (experiment.exp / "config.yaml", experiment.exp / "1epoch.pth")
     with pytest.raises(ConfigError, match=name):
         Speech2Text(*files, **{name: value})
+
+
+def test_defaults_of_the_search_are_those_of_its_config() -> None:
+    parameters = inspect.signature(Speech2Text).parameters
+    for field in dataclasses.fields(SearchConfig):
+        assert parameters[field.name].default == field.default, field.name
 
 
 def test_same_model_through_the_hosts_loader(experiment, s2t) -> None:
