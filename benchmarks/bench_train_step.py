@@ -33,7 +33,7 @@ def measure(args: argparse.Namespace) -> None:
     for experts in EXPERTS:
         torch.manual_seed(0)
         smoe, dense = twins(args.config, experts)
-        # in double precision the larger batch would not fit; the sides are the same
+        # the larger batch, in double precision, would double the time of it all
         check_twins(smoe, dense, mixed_batch(smoe))
         for utterances, pairs in BATCHES.items():
             batch = mixed_batch(smoe, [i % experts for i in range(utterances)])
