@@ -81,16 +81,17 @@ class Prefixes:
             self.score[hyps],
         )
 
-    def before(self, hyps: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Log probability of what a label can follow in each frame, (T, ...).
+    def before(self, labels: torch.Tensor) -> torch.Tensor:
+        """Log probability of what each of S labels can follow, (T, N, S) double.
 
         A label that is repeated needs a blank between.
 
         Args:
-            hyps, labels: (...) int64.
+            labels: (N, S) int64.
         """
-        repeated = labels == self.last[hyps]
-        return torch.where(repeated, self.silent[:-1, hyps], self.reached[:-1, hyps])
+        repeated = labels == self.last[:, None]
+        silent, reached = self.silent[:-1, :, None], self.reached[:-1, :, None]
+        return torch.where(repeated, silent, reached)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class Picked:
         posteriors, prefixes = self.scored.posteriors, self.scored.prefixes
         rows = posteriors.row_of(self.hyps, len(prefixes.last))
         spoken = posteriors.logp[:, rows, self.labels]
-        label = _recursion(spoken, prefixes.before(self.hyps, self.labels))
+        before = prefixes.select(self.hyps).before(self.labels[:, None])[:, :, 0]
+        label = _recursion(spoken, before)
         silent = _recursion(posteriors.logp[:, rows, BLANK], label[:-1])
         return Prefixes(
             self.labels,
@@ -195,7 +197,7 @@ class ParallelCTCPrefixScorer(CTCPrefixScorer):
         ids, logp = ids.expand(len(y), -1), posteriors.logp
 
         spoken = logp[:, rows[:, None], ids]
-        sums = (prefixes.before(hyps[:, None], ids) + spoken).logsumexp(0)
+        sums = (prefixes.before(ids) + spoken).logsumexp(0)
         scores = sums.new_full((len(y), logp.size(2)), LOG_ZERO).scatter(1, ids, sums)
         scores[:, self.eos] = prefixes.reached[posteriors.last_frame[rows] + 1, hyps]
         scores[:, BLANK] = LOG_ZERO

@@ -237,5 +237,5 @@ def _usage(model: SMoEModel, route: Mapping[str, str], folder: Path) -> str:
         "samples, _ = soundfile.read('16kHz.wav', dtype='float32'); "
         "from espnet2.bin.s2t_inference import Speech2Text; s2t = Speech2Text("
         f"'{folder}/config.yaml', '{folder}/model.pth', {of_model}); "
-        f"s2t(numpy.append(samples, 0), {of_call})[0][3]"
+        f"print(s2t(numpy.append(samples, 0), {of_call})[0][3])"
     )

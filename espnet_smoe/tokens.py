@@ -12,7 +12,7 @@ import sentencepiece
 
 from espnet_smoe.config import check_out_dir
 from espnet_smoe.datadir import read_datadir
-from espnet_smoe.files import write_atomically
+from espnet_smoe.files import some_of, write_atomically
 from espnet_smoe.guide import GuideError, GuideTable, token
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "read_token_list",
     "special_ids",
     "train_tokens",
+    "warn_of_unknown",
 ]
 
 BLANK, UNK, SOS_EOS = "<blank>", "<unk>", "<sos/eos>"  # the host's names and places
@@ -196,3 +197,25 @@ def train_tokens(train_dir: Path, guides: GuideTable, nbpe: int, out_dir: Path) 
         tokens = [BLANK, UNK, *(p for p in pieces if p != UNK), SOS_EOS]
         (folder / "tokens.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     logger.info("%d tokens -> %s", len(tokens), out_dir)
+
+
+def warn_of_unknown(token_dir: Path, texts: Sequence[str], name: str) -> None:
+    """Log what a token list made of other texts cannot write, if there is any.
+
+    Args:
+        token_dir: holds ``bpe.model``.
+        name: of the texts.
+    """
+    processor = BpeTokenizer(token_dir / "bpe.model").load()
+    unknown = processor.unk_id()
+    rare = {c for c in set().union(*texts) if unknown in processor.encode(c)}
+    # sentencepiece may know a letter with its accent and not the accent alone
+    lost = [
+        t for t in texts if not rare.isdisjoint(t) and unknown in processor.encode(t)
+    ]
+    if lost:
+        logger.warning(
+            "%s: %d of %d references hold characters that the token list %s lacks; "
+            "they become %s: %s",
+            *(name, len(lost), len(texts), token_dir, UNK, some_of(sorted(rare), 40)),
+        )

@@ -18,6 +18,7 @@ from espnet_smoe.files import DataDirError, read_table, write_atomically, write_
 from espnet_smoe.guide import TASK, Axis, GuideTable, read_guides
 from espnet_smoe.preprocess import make_targets
 from espnet_smoe.recorded import MODEL_KEYS, other_data, other_options, read_recorded
+from espnet_smoe.tokens import warn_of_unknown
 
 __all__ = ["Inputs", "collect_stats", "read_inputs", "read_options", "train"]
 
@@ -202,6 +203,9 @@ def read_inputs(
         unused = {t for u in utterances for t in u.texts} - set(guides.tasks)
         if unused:
             logger.warning("%s: no model task for text.%s", folder, sorted(unused))
+        for task in trained.tasks:
+            texts = [u.texts[task] for u in utterances if task in u.texts]
+            warn_of_unknown(token_dir, texts, f"{folder}, text.{task}")
         targets[split] = make_targets(utterances, trained)
     return Inputs(config, guides, token_dir, folders, targets)
 

@@ -170,7 +170,10 @@ def test_an_axis_named_like_a_key_is_refused(prepare):
 @pytest.mark.parametrize(
     "line, reason",
     [
-        pytest.param('{"id": "a",', "no valid JSON", id="json"),
+        pytest.param(
+            '{"id": "a",', r"no valid JSON: Expecting .* at character 13", id="json"
+        ),
+        pytest.param('{"id": "a"} b', "Extra data at character 13", id="two-values"),
         pytest.param('{"id": "a", "id": "b"}', "key 'id' comes twice", id="two-keys"),
         pytest.param("[1]", "expected a JSON object", id="not-an-object"),
         pytest.param(entry(txt="x"), r'unknown key "txt"; known: id, audio', id="key"),

@@ -145,6 +145,16 @@ def test_asked_tasks_are_decoded_for_every_utterance(
     )
 
 
+def test_an_abbreviated_option_is_wrong_usage(
+    experiment, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        smoe_inference.main(
+            command(experiment, config, tmp_path / "out", "--task", "st_de")
+        )
+    assert "unrecognized arguments: --task st_de" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("guide", ["nb", "wb"])
 def test_a_forced_guide_is_that_guide_for_every_utterance(
     experiment, config: Path, decoded, tmp_path: Path, guide: str

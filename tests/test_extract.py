@@ -285,7 +285,7 @@ def test_the_call_that_is_printed_searches_as_our_defaults_do(host: Path):
             "ctc_weight": ctc_weight,
             "beam_size": search.beam_size,
         }
-        assert usage.endswith("predict_time=True)[0][3]")
+        assert usage.endswith("predict_time=True)[0][3])")
 
 
 def test_nothing_but_an_earlier_result_is_replaced(

@@ -146,9 +146,10 @@ def test_a_late_stage_reruns_with_the_same_result(chain):
     assert read_rows(folder) == before
 
 
-def test_some_tasks_are_decoded_and_scored_alone(chain):
+@pytest.mark.parametrize("tasks", ["--tasks asr", "--tasks=asr"])
+def test_some_tasks_are_decoded_and_scored_alone(chain, tasks):
     folder, _ = chain
-    only = ["--inference_tag", "only", "--inference_args=--tasks asr"]
+    only = ["--inference_tag", "only", f"--inference_args={tasks}"]
     done = run(folder, *TINY, *only, "--stage", "12", "--stop_stage", "13")
     assert done.returncode == 0, done.stderr
     (scores,) = folder.glob("exp/*/only/scores.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from espnet_smoe.tokens import (
     TokenError,
     guide_token_ids,
     train_tokens,
+    warn_of_unknown,
 )
 
 GUIDES = GuideTable.from_mapping(
@@ -96,6 +98,26 @@ def test_references_round_trip_through_known_tokens(made: Path, text: str) -> No
     pieces = tokenizer.encode(text)
     assert tokenizer.decode(pieces) == text
     assert set(pieces) <= set(read_tokens(made)) - {UNK}
+
+
+@pytest.mark.parametrize(
+    "texts, message",
+    [
+        ([], None),
+        ([t for one in TEXTS[:3] for t in one.values()], None),
+        (["gru\u0308n"], None),  # sentencepiece composes the umlaut
+        (
+            ["guten morgen", "mañana", "¿señor?"],
+            r"here: 2 of 3 references .* become <unk>: \?, ¿, ñ$",
+        ),
+    ],
+)
+def test_characters_that_the_list_lacks_are_named(
+    made: Path, caplog: pytest.LogCaptureFixture, texts: list, message: str | None
+) -> None:
+    warn_of_unknown(made, texts, "here")
+    assert len(caplog.messages) == (message is not None)
+    assert not message or re.search(message, caplog.messages[0])
 
 
 def test_texts_of_other_tasks_are_not_learnt(made: Path) -> None:

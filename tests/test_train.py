@@ -12,6 +12,7 @@ import yaml
 from tiny_experiment import CONF, write_conf, write_dump
 
 from espnet_smoe.bin import smoe_train
+from espnet_smoe.train import read_inputs
 from espnet_smoe.trainer import BACKUP
 
 pytest_plugins = ["fixtures_exp"]
@@ -314,6 +315,21 @@ def test_unknown_guide_in_the_data_is_refused_in_one_line(
     command = experiment.train_command(tmp_path / "exp")
     command[command.index("--train_dir") + 1] = str(tmp_path / "train")
     assert "unknown bandwidth 'swb'; known: nb, wb" in refusal(command, capsys)
+
+
+def test_characters_that_the_token_list_lacks_are_warned_of(
+    experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = (experiment.dev, experiment.tokens)
+    read_inputs(experiment.conf, experiment.train, *folders)
+    assert not caplog.messages
+    write_dump(tmp_path / "train")
+    path = tmp_path / "train" / "text.st_de"
+    path.write_text(path.read_text("utf-8").replace(" ", " ñ", 1), "utf-8")
+    read_inputs(experiment.conf, tmp_path / "train", *folders)
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path / 'train'}, text.st_de: 1 of ")
+    assert message.endswith("<unk>: ñ")
 
 
 @pytest.mark.parametrize(

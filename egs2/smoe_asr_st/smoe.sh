@@ -35,7 +35,7 @@ expdir=exp             # folder of the experiments
 speed_perturb_factors="" # e.g. "0.9 1.0 1.1"; empty = no speed perturbation
 min_wav_duration=0.1   # shortest utterance to train on, s
 max_wav_duration=30.0  # longest utterance to train on, s
-nbpe=500               # size of the token list
+nbpe=500               # size of the sentencepiece vocabulary
 token_listdir=""       # folder of the token list; empty = <datadir>/token_list/bpe<nbpe>
 corpus_tag=""          # corpus in the names of statistics and experiment; empty = none
 model_tag=""           # model in the name of the experiment; empty = from train_config
@@ -297,7 +297,8 @@ if run_stage 13; then
     scored=() reading=false
     for word in "${inference_options[@]}"; do
         case ${word} in
-            --tasks) reading=true ;;
+            --tasks=*) scored=("${word#*=}") reading=false ;;
+            --tasks) scored=() reading=true ;;
             --*) reading=false ;;
             *) if [ "${reading}" = true ]; then scored+=("${word}"); fi ;;
         esac

@@ -34,9 +34,7 @@ class _HelpHost(argparse.Action):
 
 def get_parser() -> argparse.ArgumentParser:
     """Options of this tool."""
-    parser = argparse.ArgumentParser(
-        prog="smoe_train", description=__doc__, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="smoe_train", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="training YAML")
     for split in ("train", "valid"):
         parser.add_argument(

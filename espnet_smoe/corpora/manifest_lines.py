@@ -34,6 +34,10 @@ def parse_line(raw: bytes) -> dict[str, object]:
     """
     try:
         line = json.loads(raw.decode(), object_pairs_hook=_no_doubled_key)
+    except json.JSONDecodeError as error:
+        # its own text counts lines, of which this is one
+        where = f"character {error.pos + 1}"
+        raise ValueError(f"no valid JSON: {error.msg} at {where}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"no valid JSON: {error}") from None
     if not isinstance(line, dict):
