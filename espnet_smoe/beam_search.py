@@ -15,31 +15,10 @@ from espnet_smoe.cache import hypotheses_of
 from espnet_smoe.host import (
     BatchBeamSearch,
     BatchHypothesis,
-    BatchScorerInterface,
     Hypothesis,
 )
 
-__all__ = ["SMoEBeamSearch", "TokenMask"]
-
-
-class TokenMask(BatchScorerInterface):
-    """Minus infinity for tokens that are no text, so that none is ever emitted.
-
-    Args:
-        banned: vocabulary ids: blank, unknown, guiding tokens.
-        vocab_size: vocabulary V.
-    """
-
-    def __init__(self, banned: Sequence[int], vocab_size: int) -> None:
-        self.scores = torch.zeros(vocab_size)
-        self.scores[list(banned)] = -torch.inf
-
-    def batch_score(
-        self, ys: torch.Tensor, states: Sequence[None], xs: torch.Tensor
-    ) -> tuple[torch.Tensor, Sequence[None]]:
-        """(N, L) prefixes -> (N, V), the same for each; no state."""
-        self.scores = self.scores.to(xs)
-        return self.scores.expand(len(ys), -1), states
+__all__ = ["SMoEBeamSearch"]
 
 
 class SMoEBeamSearch(BatchBeamSearch):
@@ -53,6 +32,8 @@ class SMoEBeamSearch(BatchBeamSearch):
         nbest: hypotheses wanted of each row.
         scorers, weights: name -> scorer, its weight; see the host's class.
         sos, eos: ids.
+        banned: ids of tokens that are no text, so that none is ever emitted: blank,
+            unknown, guiding tokens.
     """
 
     def __init__(
@@ -65,6 +46,7 @@ class SMoEBeamSearch(BatchBeamSearch):
         sos: int,
         eos: int,
         normalize_length: bool,
+        banned: Sequence[int],
     ) -> None:
         super().__init__(
             scorers=scorers,
@@ -78,7 +60,22 @@ class SMoEBeamSearch(BatchBeamSearch):
             normalize_length=normalize_length,
         )
         self.nbest = nbest
+        mask = torch.zeros(vocab_size)
+        mask[list(banned)] = -torch.inf
+        self.register_buffer("mask", mask, persistent=False)
         self.scores_fall = weights["length_bonus"] <= 0.0 and not normalize_length
+
+    def score_full(
+        self,
+        hyp: BatchHypothesis,
+        x: torch.Tensor,
+        pre_x: torch.Tensor | None = None,
+        xs_mask: torch.Tensor | None = None,
+        pre_xs_mask: torch.Tensor | None = None,
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The host's scores, masked; arguments are its own."""
+        scores, states = super().score_full(hyp, x, pre_x, xs_mask, pre_xs_mask)
+        return {**scores, "decoder": scores["decoder"] + self.mask}, states
 
     def post_process(
         self,

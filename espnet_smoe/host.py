@@ -28,7 +28,6 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
     Conv2dSubsampling8,
     check_short_utt,
 )
-from espnet2.legacy.nets.scorer_interface import BatchScorerInterface
 from espnet2.legacy.nets.scorers.ctc import CTCPrefixScorer
 from espnet2.legacy.nets.scorers.length_bonus import LengthBonus
 from espnet2.train.class_choices import ClassChoices
@@ -36,7 +35,6 @@ from espnet2.train.class_choices import ClassChoices
 __all__ = [
     "BatchBeamSearch",
     "BatchHypothesis",
-    "BatchScorerInterface",
     "CTCPrefixScorer",
     "Conv2dSubsampling",
     "Conv2dSubsampling6",

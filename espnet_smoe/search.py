@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from espnet_smoe.beam_search import SMoEBeamSearch, TokenMask
+from espnet_smoe.beam_search import SMoEBeamSearch
 from espnet_smoe.config import ConfigError, check_keys, check_number
 from espnet_smoe.ctc_prefix import ParallelCTCPrefixScorer
 from espnet_smoe.host import Hypothesis, LengthBonus
@@ -113,10 +113,8 @@ class RowSearch:
     def __init__(self, model: SMoEModel, config: SearchConfig) -> None:
         self.model = model
         self.config = config
-        mask = TokenMask(special_ids(model.token_list), model.vocab_size)
         scorers = {
             "decoder": model.decoder,
-            "mask": mask,
             "length_bonus": LengthBonus(model.vocab_size),
         }
         self._with_ctc = None
@@ -129,7 +127,6 @@ class RowSearch:
         weights = {
             "decoder": 1.0 - ctc_weight,
             "ctc": ctc_weight,
-            "mask": 1.0,
             "length_bonus": self.config.penalty,
         }
         search = SMoEBeamSearch(
@@ -141,8 +138,9 @@ class RowSearch:
             sos=self.model.sos,
             eos=self.model.eos,
             normalize_length=self.config.normalize_length,
+            banned=special_ids(self.model.token_list),
         )
-        return search.eval()
+        return search.to(self.model.decoder.output_layer.weight.device).eval()
 
     @torch.inference_mode()
     def __call__(

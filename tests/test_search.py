@@ -4,17 +4,14 @@ import contract
 import dummies
 import pytest
 import torch
+from espnet2.legacy.nets.scorer_interface import BatchScorerInterface
 
-from espnet_smoe.beam_search import SMoEBeamSearch, TokenMask
+from espnet_smoe.beam_search import SMoEBeamSearch
 from espnet_smoe.config import ConfigError
-from espnet_smoe.host import (
-    BatchBeamSearch,
-    BatchScorerInterface,
-    CTCPrefixScorer,
-    LengthBonus,
-)
+from espnet_smoe.host import BatchBeamSearch, CTCPrefixScorer, LengthBonus
 from espnet_smoe.rows import Rows
 from espnet_smoe.search import RowSearch, SearchConfig
+from espnet_smoe.tokens import special_ids
 
 TASKS = dummies.GUIDES["task"]
 UTTERANCES = [("wb", ()), ("nb", ()), ("wb", ())]
@@ -375,11 +372,18 @@ def test_an_ended_hypothesis_lets_go_of_its_caches():
         assert all(not h.states for h in nbest)
 
 
-def test_the_mask_is_minus_infinity_on_banned_tokens_and_zero_elsewhere():
-    ys, xs = torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 4, 5)
-    scores, _ = TokenMask([0, 4], 6).batch_score(ys, [None] * 3, xs)
-    inf = float("inf")
-    assert scores.tolist() == [[-inf, 0, 0, 0, -inf, 0]] * 3
+def test_banned_tokens_score_minus_infinity_and_others_as_the_decoder_says():
+    model, _, encoded, _ = setup()
+    search = RowSearch(model, SearchConfig())._without_ctc
+    prompt = [ids[0] for ids in model.guide_token_ids.values()]
+    search.set_hyp_primer([model.sos, *prompt])
+    hyp, x = search.init_hyp(encoded[0]), encoded[:1]
+    found, _ = search.score_full(hyp, x)
+    plain, _ = model.decoder.batch_score(hyp.yseq, hyp.states["decoder"], x)
+    banned = special_ids(model.token_list)
+    assert (found["decoder"][:, banned] == -torch.inf).all()
+    plain[:, banned] = found["decoder"][:, banned] = 0.0
+    assert torch.equal(found["decoder"], plain)
 
 
 # ---- options -------------------------------------------------------------------
