@@ -30,10 +30,12 @@ def progress[T](
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, desc=what, ascii=True)
         return
-    start = last = time.monotonic()
+    start = last = 0.0
     for done, item in enumerate(items):
         now = time.monotonic()
-        if done and now - last >= log_every:
+        if done == 0:  # the first of several processes takes long to start
+            start = last = now
+        elif now - last >= log_every:
             last = now
             left = tqdm.format_interval((now - start) / done * (total - done))
             logger.info("%s: %d %% done, %s left", what, 100 * done // total, left)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 
 from espnet_smoe.progress import progress
 
@@ -26,3 +27,19 @@ def test_short_work_logs_nothing(caplog):
     with caplog.at_level(logging.INFO):
         list(progress(range(4), 4, "work"))
     assert not caplog.records
+
+
+def test_the_wait_for_the_first_item_is_not_how_long_others_take(caplog, monkeypatch):
+    clock = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+
+    def items():
+        nonlocal clock
+        for n in range(4):
+            clock += 1.0 if n else 100.0
+            yield n
+
+    with caplog.at_level(logging.INFO):
+        list(progress(items(), 4, "work", log_every=0.0))
+    left = [r.message.split(", ")[1] for r in caplog.records]
+    assert left == ["00:03 left", "00:02 left", "00:01 left"]
