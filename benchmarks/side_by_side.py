@@ -171,11 +171,17 @@ def _hardware() -> str:
 
 
 def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
+    commit = _git("rev-parse", "--short", "HEAD").stdout.strip()
+    rest = (":/", ":(top,exclude)benchmarks/results.json")
+    changed = _git("diff", "--quiet", "HEAD", "--", *rest).returncode
+    return f"{commit}-dirty" if commit and changed else commit or "unknown"
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["git", *arguments],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent,
         check=False,
     )
-    return done.stdout.strip() or "unknown"

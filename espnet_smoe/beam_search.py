@@ -1,7 +1,7 @@
 """The host's batched beam search: tokens that are no text masked, ended in time.
 
 Ours are the mask, the end of a row where its n-best is known, and that rows which are
-done leave the batch. None of them changes an n-best list.
+done leave the batch. The latter two change no n-best list.
 """
 
 from __future__ import annotations

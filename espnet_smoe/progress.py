@@ -21,7 +21,7 @@ def progress[T](
     line.
 
     Args:
-        total: number of items.
+        total: number of items, of which the one just yielded counts as still to do.
         what: name of the work.
         log_every: time between two lines, s.
     """

@@ -214,8 +214,9 @@ def warn_of_unknown(token_dir: Path, texts: Sequence[str], name: str) -> None:
         t for t in texts if not rare.isdisjoint(t) and unknown in processor.encode(t)
     ]
     if lost:
+        found = sorted(rare & set().union(*lost))
         logger.warning(
             "%s: %d of %d references hold characters that the token list %s lacks; "
             "they become %s: %s",
-            *(name, len(lost), len(texts), token_dir, UNK, some_of(sorted(rare), 40)),
+            *(name, len(lost), len(texts), token_dir, UNK, some_of(found, 40)),
         )

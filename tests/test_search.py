@@ -20,7 +20,7 @@ PAIRS = [(2, "st_es"), (0, "asr"), (1, "asr"), (0, "st_de"), (2, "asr"), (1, "st
 
 
 class FullPrefixScorer(torch.nn.Module, BatchScorerInterface):
-    """Reference: teacher forcing over the whole prefixes, no cache, no mask."""
+    """Reference: teacher forcing over the whole prefixes, no cache."""
 
     def __init__(self, decoder, banned):
         super().__init__()

@@ -30,7 +30,7 @@ def run(
         0 when the output is complete, 1 on a refused input. Wrong usage ends in
         argparse with status 2.
     """
-    parser.allow_abbrev = False  # stage 13 reads the options of stage 12, too
+    parser.allow_abbrev = False  # smoe.sh looks for some by name
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     if unknown is None:
         args = parser.parse_args(cmd)
