@@ -36,7 +36,7 @@ def measure(args: argparse.Namespace) -> None:
         # the larger batch, in double precision, would double the time of it all
         check_twins(smoe, dense, mixed_batch(smoe))
         for utterances, pairs in BATCHES.items():
-            batch = mixed_batch(smoe, [i % experts for i in range(utterances)])
+            batch = mixed_batch(smoe, utterances=utterances)
             steps = [training_step(model, batch) for model in (smoe, dense)]
             result = interleave(*steps, pairs=pairs, warmup=1)
             name = f"{experts}_experts_{utterances}_utterances"

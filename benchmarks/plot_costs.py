@@ -34,9 +34,9 @@ LENGTHS = (2.0, 5.0, 10.0, 20.0)  # s
 EXPERTS = (2, 4, 8, 16)
 TRAINING_SIZES = (16, 64, 256)  # utterances
 COMPOSITIONS = {
-    "one guide": [0] * UTTERANCES,
+    "one guide": [0],
     "skewed 15 : 1": [0] * (UTTERANCES - 1) + [1],
-    "balanced": [i % 2 for i in range(UTTERANCES)],
+    "balanced": [0, 1],
 }
 
 Curves = dict[str, list[float]]
@@ -88,11 +88,16 @@ def _curves(points: Sequence[Sequence[float]]) -> Curves:
     return dict(zip(TASKS, map(list, zip(*points, strict=True)), strict=True))
 
 
-def steps(experts: int, bandwidths: list[int] | None, pairs: int) -> list[float]:
+def steps(
+    experts: int,
+    pairs: int,
+    bandwidths: Sequence[int] | None = None,
+    utterances: int = UTTERANCES,
+) -> list[float]:
     """Seconds of a step per second of audio: S-MoE, hard sharing."""
     torch.manual_seed(0)
     sides = twins(CONFIG, experts)
-    batch = mixed_batch(sides[0], bandwidths)
+    batch = mixed_batch(sides[0], bandwidths, utterances)
     check_twins(*sides, batch)
     result = interleave(*(training_step(m, batch) for m in sides), pairs=pairs)
     seconds = float(batch["speech_lengths"].sum()) / MODEL_RATE
@@ -161,17 +166,17 @@ def measure(args: argparse.Namespace) -> None:
     """Both charts."""
     plot_decoding(FOLDER / "decoding_costs.png", decoding(args))
     pairs = 10 * args.repeats  # a step is short
-    experts = [steps(number, None, pairs) for number in EXPERTS]
+    experts = [steps(number, pairs) for number in EXPERTS]
     most = EXPERTS[-1]
     sizes = [
-        steps(most, [i % most for i in range(size)], max(2, pairs * UTTERANCES // size))
+        steps(most, max(2, pairs * UTTERANCES // size), utterances=size)
         for size in TRAINING_SIZES
     ]
     lines = {
         "experts, batch of 16 utterances": (EXPERTS, experts),
         "batch size, utterances, 16 experts": (TRAINING_SIZES, sizes),
     }
-    bars = [steps(2, guides, pairs) for guides in COMPOSITIONS.values()]
+    bars = [steps(2, pairs, guides) for guides in COMPOSITIONS.values()]
     plot_training(FOLDER / "training_costs.png", lines, bars)
 
 

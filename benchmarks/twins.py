@@ -112,16 +112,20 @@ def _dense_name(name: str) -> str:
     return name if key is None else key.dense
 
 
-def mixed_batch(model: SMoEModel, bandwidths: Sequence[int] | None = None) -> Batch:
+def mixed_batch(
+    model: SMoEModel,
+    bandwidths: Sequence[int] | None = None,
+    utterances: int = UTTERANCES,
+) -> Batch:
     """Noise and random text; every utterance with a transcript and a translation.
 
     Args:
-        bandwidths: guide of each utterance; None = ``UTTERANCES``, all guides in turn.
+        bandwidths: guides that the utterances have in turn; None = all.
+        utterances: size of the batch.
     """
     samples, tasks = int(SECONDS * MODEL_RATE), model.guides.tasks
-    known = len(model.guides.bandwidths)
-    guides = torch.tensor(bandwidths or [i % known for i in range(UTTERANCES)])
-    utterances = len(guides)
+    turn = torch.tensor(bandwidths or range(len(model.guides.bandwidths)))
+    guides = turn[torch.arange(utterances) % len(turn)]
     data = {
         "speech": 0.1 * torch.randn(utterances, samples),
         "speech_lengths": torch.linspace(0.7 * samples, samples, utterances).long(),

@@ -12,11 +12,7 @@ from typing import Any
 import torch
 
 from espnet_smoe.cache import hypotheses_of
-from espnet_smoe.host import (
-    BatchBeamSearch,
-    BatchHypothesis,
-    Hypothesis,
-)
+from espnet_smoe.host import BatchBeamSearch, BatchHypothesis, Hypothesis
 
 __all__ = ["SMoEBeamSearch"]
 
