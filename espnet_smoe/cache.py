@@ -1,10 +1,9 @@
 """Keys and values that the decoder keeps during a beam search.
 
-The host's batched search hands back whatever ``batch_score`` returned, asks for
-``batch_select_state`` while its grid of hypotheses keeps its size and for
-``select_state`` per hypothesis otherwise; so a cache of all hypotheses is one
-object, picking hypotheses only composes an index, and the one copy a step is made
-when the next token is scored.
+Those of all hypotheses of a row lie together, in the order in which they were made, and
+stay there: a hypothesis is a list of which of them it sees. So when hypotheses are
+picked, doubled and dropped, only these lists are copied, and attention of the K
+hypotheses of a row to all keys of the row is one product.
 """
 
 from __future__ import annotations
@@ -15,14 +14,63 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["DecoderCache", "HypothesisRef", "KeyValue", "hypotheses_of", "merge"]
+from espnet_smoe.experts import Route
+
+__all__ = [
+    "DecoderCache",
+    "HypothesisRef",
+    "KeyValue",
+    "KeyValueStore",
+    "Projection",
+    "merge",
+    "places_of",
+]
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
+Projection = tuple[torch.Tensor, torch.Tensor]
 
 
-def hypotheses_of(rows: torch.Tensor, per_row: int) -> torch.Tensor:
-    """(P',) int64 rows -> (P' * per_row,) places of their hypotheses."""
-    return (rows[:, None] * per_row + torch.arange(per_row).to(rows)).view(-1)
+def places_of(items: torch.Tensor, per_row: int) -> torch.Tensor:
+    """Places in a flat list of what is counted within each row.
+
+    Args:
+        items: (P, K) int64, each in [0, per_row).
+
+    Returns:
+        (P * K,) int64.
+    """
+    if len(items) == 1:
+        return items.view(-1)
+    first = torch.arange(0, len(items) * per_row, per_row, device=items.device)
+    return (items + first[:, None]).view(-1)
+
+
+@dataclass
+class KeyValueStore:
+    """Keys and values of self attention, written behind one another.
+
+    The caches of successive steps share it. One that is no longer the last gets a
+    store of its own when it goes on, so none ever overwrites what another reads.
+
+    Args:
+        tensor: (P, layers, 2, h, room, D/h).
+        used: entries written, of ``room``.
+    """
+
+    tensor: torch.Tensor
+    used: int = 0
+
+    def extended(self, length: int, count: int) -> KeyValueStore:
+        """A store whose first ``length`` entries are these, with ``count`` to write."""
+        room = self.tensor.size(4)
+        if self.used == length and length + count <= room:
+            self.used += count
+            return self
+        sizes = list(self.tensor.shape)
+        sizes[4] = max(room, 2 * (length + count))
+        tensor = self.tensor.new_empty(sizes)
+        tensor[:, :, :, :, :length] = self.tensor[:, :, :, :, :length]
+        return KeyValueStore(tensor, length + count)
 
 
 @dataclass(frozen=True)
@@ -30,56 +78,85 @@ class DecoderCache:
     """State of N hypotheses of P rows, hypotheses of a row standing together.
 
     Args:
-        cross: per layer, keys and values of the memory, (P, h, T, D/h) each.
+        projections: of each layer, weight (3D, D) and bias (3D,) that make queries,
+            keys and values of self attention in one product.
+        cross: of each layer, keys and values of the memory, (P, h, T, D/h) each.
         cross_mask: (P, 1, 1, T) float, 0 on valid frames, minus infinity elsewhere;
             None = all are valid.
-        past: per layer, keys and values of the L positions so far,
-            (M, h, L, D/h) each; None before the first.
+        store: keys and values of all positions of all hypotheses so far.
+        visible: (N, M) float, 0 where one of the M entries of the store is of the
+            hypothesis, minus infinity elsewhere.
+        length: positions so far, the same of all hypotheses.
         expert_ids: (P,) int64 on CPU, read from the prompt; None before that.
-        pending: (N,) int64, hypotheses of ``past`` to go on with; None = all M.
+        route: of the P rows; None before the prompt.
     """
 
+    projections: Sequence[Projection]
     cross: Sequence[KeyValue]
     cross_mask: torch.Tensor | None
-    past: Sequence[KeyValue] | None = None
+    store: KeyValueStore
+    visible: torch.Tensor
+    length: int = 0
     expert_ids: torch.Tensor | None = None
-    pending: torch.Tensor | None = None
+    route: Route | None = None
+
+    @classmethod
+    def of(
+        cls,
+        projections: Sequence[Projection],
+        cross: Sequence[KeyValue],
+        cross_mask: torch.Tensor | None,
+    ) -> DecoderCache:
+        """The cache before the first position."""
+        key = cross[0][0]
+        rows, heads, _, width = key.shape
+        store = KeyValueStore(key.new_empty(rows, len(cross), 2, heads, 0, width))
+        return cls(projections, cross, cross_mask, store, key.new_zeros(rows, 0))
 
     @property
     def num_rows(self) -> int:
         """Number of rows P."""
         return len(self.cross[0][0])
 
-    @property
-    def num_hypotheses(self) -> int:
-        """Number of hypotheses N; P before the first token."""
-        if self.pending is not None:
-            return len(self.pending)
-        return self.num_rows if self.past is None else len(self.past[0][0])
-
     def select(self, ids: torch.Tensor) -> DecoderCache:
-        """The cache of some of the hypotheses, (N',) int64; copies nothing."""
-        pending = ids if self.pending is None else self.pending[ids]
-        return dataclasses.replace(self, pending=pending)
+        """The cache of N' hypotheses, (N',) int64, the same number of each row."""
+        return dataclasses.replace(self, visible=self.visible.index_select(0, ids))
 
     def of_rows(self, rows: torch.Tensor, hyps: torch.Tensor) -> DecoderCache:
         """The cache of some rows, (P',) int64, and their hypotheses, (N',) int64."""
-        on_device = rows.to(self.cross[0][0].device)
+        expert_ids = self.expert_ids[rows.cpu()]
         return dataclasses.replace(
-            self.select(hyps.to(on_device.device)),
-            cross=[(k[on_device], v[on_device]) for k, v in self.cross],
-            cross_mask=None if self.cross_mask is None else self.cross_mask[on_device],
-            expert_ids=None if self.expert_ids is None else self.expert_ids[rows],
+            self.select(hyps),
+            cross=[(k[rows], v[rows]) for k, v in self.cross],
+            cross_mask=None if self.cross_mask is None else self.cross_mask[rows],
+            store=KeyValueStore(self.store.tensor[rows], self.store.used),
+            expert_ids=expert_ids,
+            route=Route.of(expert_ids, len(self.route.counts), rows.device),
         )
 
-    def selected_past(self) -> Sequence[KeyValue] | None:
-        """``past`` of the hypotheses to go on with: the only copy of a step."""
-        if self.past is None or self.pending is None:
-            return self.past
-        return [
-            (k.index_select(0, self.pending), v.index_select(0, self.pending))
-            for k, v in self.past
-        ]
+    def mask_of(self, positions: int, num_hyps: int) -> torch.Tensor:
+        """What the newest positions see: the past of their hypothesis and themselves.
+
+        Args:
+            positions: Q, of each hypothesis.
+            num_hyps: N.
+
+        Returns:
+            (P, N / P * Q, M + N / P * Q) float to be added to scores of attention;
+            queries and new entries stand by hypothesis, then by position.
+        """
+        per_row, before = num_hyps // self.num_rows, self.visible
+        if not self.length:
+            before = before.new_zeros(num_hyps, 0)
+        before = before.unflatten(0, (-1, per_row))
+        if positions > 1:
+            before = before.repeat_interleave(positions, 1)
+        shape = (per_row, positions, per_row, positions)
+        new = before.new_full(shape, -torch.inf)
+        causal = new.new_full((positions, positions), -torch.inf).triu(1)
+        new.diagonal(dim1=0, dim2=2).copy_(causal[:, :, None])
+        new = new.flatten(2).flatten(0, 1)
+        return torch.cat([before, new.expand(self.num_rows, -1, -1)], 2)
 
 
 @dataclass(frozen=True)
@@ -93,11 +170,16 @@ class HypothesisRef:
 def merge(
     states: DecoderCache | Sequence[DecoderCache | HypothesisRef],
 ) -> DecoderCache:
-    """One cache from what the host hands to ``batch_score``."""
+    """One cache from what the host's search hands to ``batch_score``.
+
+    It hands back whatever ``batch_score`` returned, asks for ``batch_select_state``
+    while its grid of hypotheses keeps its size and for ``select_state`` per hypothesis
+    otherwise.
+    """
     if isinstance(states, DecoderCache):
         return states
     first = states[0]
     if isinstance(first, DecoderCache):  # before the first token: N times the same
         return first
-    device = first.cache.cross[0][0].device
+    device = first.cache.visible.device
     return first.cache.select(torch.tensor([s.index for s in states], device=device))

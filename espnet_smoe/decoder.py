@@ -209,8 +209,11 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
             valid = valid_mask(xs_lengths.to(x.device), x.size(1))[:, None, None, :]
             # a mask of truth values would be turned into this one at every step
             mask = torch.where(valid, 0.0, -torch.inf).to(x.dtype)
-        cross = [key_value(layer.src_attn, x) for layer in self.decoders]
-        return DecoderCache(cross, mask)
+        return DecoderCache.of(
+            [layer.self_projection() for layer in self.decoders],
+            [key_value(layer.src_attn, x) for layer in self.decoders],
+            mask,
+        )
 
     init_state = batch_init_state
 
@@ -232,11 +235,64 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
             top_ids: (P, K) int64, ``hypothesis * V + token`` within each row.
         """
         rows = torch.arange(len(top_ids), device=top_ids.device)[:, None]
-        per_row = state.num_hypotheses // len(top_ids)
+        per_row = len(state.visible) // len(top_ids)
         picked = torch.div(
             top_ids, self.output_layer.out_features, rounding_mode="trunc"
         )
         return state.select((picked + rows * per_row).view(-1))
+
+    def score_next(
+        self, ys: torch.Tensor, cache: DecoderCache
+    ) -> tuple[torch.Tensor, DecoderCache]:
+        """Score the next token of N hypotheses; only new positions are computed.
+
+        Args:
+            ys: (N, L) int64, the whole prefixes, prompt included.
+            cache: what ``batch_init_state`` or the last call returned.
+
+        Returns:
+            (N, V) log probabilities and the new cache.
+
+        Raises:
+            GuideError: the first call's prefixes do not hold the whole prompt.
+        """
+        done = cache.length
+        if not done:
+            prompts = ys[:: len(ys) // cache.num_rows, 1 : 1 + len(self._axes)].cpu()
+            if prompts.size(1) != len(self._axes):
+                raise GuideError(
+                    f"prefixes of {ys.size(1)} tokens do not hold <sos> and the prompt "
+                    f"of {len(self._axes)} guiding tokens"
+                )
+            expert_ids = self.expert_ids_of_prompt(prompts)
+            route = Route.of(expert_ids, self.expert_map.num_experts, ys.device)
+            cache = dataclasses.replace(cache, expert_ids=expert_ids, route=route)
+        positions = self.embed[1]
+        positions.extend_pe(cache.visible.new_zeros(()).expand(1, ys.size(1)))
+        x = self._embed(ys[:, done:]) * positions.xscale
+        x = x + positions.pe[:, done : ys.size(1)]
+
+        num_hyps, new, width = x.shape
+        x = x.view(cache.num_rows, -1, width)
+        mask = cache.mask_of(new, num_hyps)
+        store = cache.store.extended(cache.visible.size(1), x.size(1))
+        for n, layer in enumerate(self.decoders):
+            x = layer.step(
+                x,
+                store.tensor[:, n],
+                mask[:, None],
+                cache.projections[n],
+                cache.cross[n],
+                cache.cross_mask,
+                cache.route,
+            )
+        # the last new position of each hypothesis
+        x = x.view(num_hyps, new, width)[:, -1]
+        visible = mask.view(num_hyps, new, -1)[:, -1]
+        logp = torch.log_softmax(self.output_layer(self.after_norm(x)), -1)
+        return logp, dataclasses.replace(
+            cache, store=store, visible=visible, length=ys.size(1)
+        )
 
     def batch_score(
         self,
@@ -245,54 +301,12 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
         xs: torch.Tensor,
         xs_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, DecoderCache]:
-        """Score the next token of N hypotheses; only new positions are computed.
-
-        Args:
-            ys: (N, L) int64, the whole prefixes, prompt included.
-            states: what ``batch_init_state`` or the last call returned.
-            xs, xs_mask: memory and its mask; not read, its projections are cached.
-
-        Returns:
-            (N, V) log probabilities and the new state.
-
-        Raises:
-            GuideError: the first call's prefixes do not hold the whole prompt.
-        """
-        cache = merge(states)
-        past = cache.selected_past()
-        done = 0 if past is None else past[0][0].size(2)
-        if past is None:
-            prompts = ys[:: len(ys) // cache.num_rows, 1 : 1 + len(self._axes)].cpu()
-            if prompts.size(1) != len(self._axes):
-                raise GuideError(
-                    f"prefixes of {ys.size(1)} tokens do not hold <sos> and the prompt "
-                    f"of {len(self._axes)} guiding tokens"
-                )
-            expert_ids = self.expert_ids_of_prompt(prompts)
-            cache = dataclasses.replace(cache, expert_ids=expert_ids)
-        ids = cache.expert_ids.repeat_interleave(len(ys) // cache.num_rows)
-        route = Route.of(ids, self.expert_map.num_experts, ys.device)
-
-        positions = self.embed[1]
-        positions.extend_pe(xs.new_zeros(()).expand(1, ys.size(1)))
-        x = self._embed(ys[:, done:]) * positions.xscale
-        x = x + positions.pe[:, done : ys.size(1)]
-        new = []
-        for n, layer in enumerate(self.decoders):
-            x, present = layer.step(
-                x,
-                None if past is None else past[n],
-                cache.cross[n],
-                cache.cross_mask,
-                route,
-            )
-            new.append(present)
-        logp = torch.log_softmax(self.output_layer(self.after_norm(x[:, -1])), -1)
-        return logp, dataclasses.replace(cache, past=new, pending=None)
+        """``score_next`` for the host's search, whose memory ``xs`` is not read."""
+        return self.score_next(ys, merge(states))
 
     def score(
         self, ys: torch.Tensor, state: DecoderCache, x: torch.Tensor
     ) -> tuple[torch.Tensor, DecoderCache]:
-        """``batch_score`` for one hypothesis: (L,), state, (T, D) -> (V,), state."""
-        logp, state = self.batch_score(ys[None], state, x[None])
+        """``score_next`` for one hypothesis: (L,), state, (T, D) -> (V,), state."""
+        logp, state = self.score_next(ys[None], state)
         return logp[0], state

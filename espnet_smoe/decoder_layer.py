@@ -8,9 +8,9 @@ Source: Transformer decoder as in ESPnet; experts arXiv 2508.10009.
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
-from espnet_smoe.cache import KeyValue
+from espnet_smoe.cache import KeyValue, Projection
 from espnet_smoe.experts import Route
 from espnet_smoe.host import DecoderLayer, MultiHeadedAttention
 
@@ -46,48 +46,52 @@ class SMoETransformerLayer(DecoderLayer):
         x = x + self.dropout(y)
         return x + self.dropout(self.feed_forward(self.norm3(x), route))
 
+    def self_projection(self) -> Projection:
+        """Weight (3D, D) and bias (3D,) of self attention's three projections."""
+        attention = self.self_attn
+        parts = (attention.linear_q, attention.linear_k, attention.linear_v)
+        weight = torch.cat([part.weight for part in parts])
+        return weight, torch.cat([part.bias for part in parts])
+
     def step(
         self,
         x: torch.Tensor,
-        past: KeyValue | None,
+        past: torch.Tensor,
+        mask: torch.Tensor,
+        projection: Projection,
         cross: KeyValue,
         cross_mask: torch.Tensor | None,
         route: Route,
-    ) -> tuple[torch.Tensor, KeyValue]:
-        """The block for the newest Q positions of N hypotheses (no dropout).
+    ) -> torch.Tensor:
+        """The block for the newest positions of a search (no dropout).
 
         Args:
-            x: (N, Q, D) float.
-            past: keys and values of the L earlier positions, (N, h, L, D/h) each.
-            cross: keys and values of the memory, (P, h, T, D/h) each; N is a
-                multiple of P and the hypotheses of a row stand together.
+            x: (P, R, D) float, the R newest positions of all hypotheses of a row.
+            past: (P, 2, h, room, D/h), keys and values of the row's M - R positions
+                before; those of the newest are written behind them.
+            mask: (P, 1, R, M) float, see ``DecoderCache.mask_of``.
+            projection: see ``self_projection``.
+            cross: keys and values of the memory, (P, h, T, D/h) each.
             cross_mask: (P, 1, 1, T) float, see ``DecoderCache``.
-            route: which hypotheses, in the caller's order, go to which expert.
+            route: which rows, in the caller's order, go to which expert.
 
         Returns:
-            (N, Q, D), keys and values of all L + Q positions.
+            (P, R, D)
         """
-        attention, y = self.self_attn, self.norm1(x)
-        key, value = key_value(attention, y)
-        if past is not None:
-            key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
-        mask = None
-        if x.size(1) > 1:  # the prompt: a position sees itself and what came before
-            mask = x.new_ones(x.size(1), key.size(2), dtype=torch.bool)
-            mask = mask.tril(key.size(2) - x.size(1))
-        query = _heads(attention.linear_q(y), attention.h)
-        y = scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        x = x + attention.linear_out(y.transpose(1, 2).flatten(2))
+        made = linear(self.norm1(x), *projection)
+        made = made.unflatten(-1, (3, past.size(2), -1)).transpose(1, 3)
+        end = mask.size(3)
+        past[:, :, :, end - x.size(1) : end] = made[:, :, 1:].transpose(1, 2)
+        key, value = past[:, :, :, :end].unbind(1)
+        y = scaled_dot_product_attention(made[:, :, 0], key, value, attn_mask=mask)
+        x = x + self.self_attn.linear_out(y.transpose(1, 2).flatten(2))
 
-        # the hypotheses of a row are so many queries: its keys are not repeated
         attention = self.src_attn
-        query = attention.linear_q(self.norm2(x)).view(len(cross[0]), -1, x.size(2))
-        y = scaled_dot_product_attention(
-            _heads(query, attention.h), *cross, attn_mask=cross_mask
-        )
-        x = x + attention.linear_out(y.transpose(1, 2).reshape(x.shape))
+        query = _heads(attention.linear_q(self.norm2(x)), attention.h)
+        y = scaled_dot_product_attention(query, *cross, attn_mask=cross_mask)
+        x = x + attention.linear_out(y.transpose(1, 2).flatten(2))
         y = self.feed_forward(route.sort(self.norm3(x)), route)
-        return x + route.restore(y), (key, value)
+        return x + route.restore(y)
 
 
 def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:

@@ -181,7 +181,8 @@ class SMoEModel(ESPnetASRModel):
         speech = speech.masked_fill(~valid, 0.0)
         # a word of 0.1 s is shorter than the subsampling's field: silence follows it
         missing = max(0, self.min_samples - speech.size(1))
-        speech = torch.nn.functional.pad(speech, (0, missing))
+        if missing:  # else it would be copied for nothing
+            speech = torch.nn.functional.pad(speech, (0, missing))
         return super()._extract_feats(
             speech, speech_lengths.clamp(min=self.min_samples)
         )

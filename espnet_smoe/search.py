@@ -1,7 +1,7 @@
 """Joint CTC/attention beam search over (utterance, task) rows.
 
-The search is ESPnet's, see ``beam_search.py``; ours are the prompt and the scorers: the
-decoder with its caches, and exact CTC prefix scores without a loop over frames.
+What is searched how, ``beam_search.py`` does the rest: rows of ASR with CTC, others by
+the decoder alone, each from its prompt.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import yaml
 
 from espnet_smoe.beam_search import SMoEBeamSearch
 from espnet_smoe.config import ConfigError, check_keys, check_number
-from espnet_smoe.ctc_prefix import ParallelCTCPrefixScorer
-from espnet_smoe.host import Hypothesis, LengthBonus
+from espnet_smoe.host import Hypothesis
 from espnet_smoe.model import SMoEModel
 from espnet_smoe.rows import Rows
 from espnet_smoe.tokens import special_ids
@@ -113,34 +112,27 @@ class RowSearch:
     def __init__(self, model: SMoEModel, config: SearchConfig) -> None:
         self.model = model
         self.config = config
-        scorers = {
-            "decoder": model.decoder,
-            "length_bonus": LengthBonus(model.vocab_size),
-        }
         self._with_ctc = None
         if model.ctc is not None and config.ctc_weight > 0.0:
-            ctc = ParallelCTCPrefixScorer(ctc=model.ctc, eos=model.eos)
-            self._with_ctc = self._search({**scorers, "ctc": ctc}, config.ctc_weight)
-        self._without_ctc = self._search(scorers, 0.0)
+            self._with_ctc = self._search(config.ctc_weight)
+        self._without_ctc = self._search(0.0)
 
-    def _search(self, scorers: Mapping[str, Any], ctc_weight: float) -> SMoEBeamSearch:
-        weights = {
-            "decoder": 1.0 - ctc_weight,
-            "ctc": ctc_weight,
-            "length_bonus": self.config.penalty,
-        }
+    def _search(self, ctc_weight: float) -> SMoEBeamSearch:
+        model, config = self.model, self.config
         search = SMoEBeamSearch(
-            nbest=self.config.nbest,
-            scorers=dict(scorers),
-            weights=weights,
-            beam_size=self.config.beam_size,
-            vocab_size=self.model.vocab_size,
-            sos=self.model.sos,
-            eos=self.model.eos,
-            normalize_length=self.config.normalize_length,
-            banned=special_ids(self.model.token_list),
+            nbest=config.nbest,
+            decoder=model.decoder,
+            ctc=model.ctc if ctc_weight else None,
+            ctc_weight=ctc_weight,
+            penalty=config.penalty,
+            beam_size=config.beam_size,
+            vocab_size=model.vocab_size,
+            sos=model.sos,
+            eos=model.eos,
+            normalize_length=config.normalize_length,
+            banned=special_ids(model.token_list),
         )
-        return search.to(self.model.decoder.output_layer.weight.device).eval()
+        return search.to(model.decoder.output_layer.weight.device).eval()
 
     @torch.inference_mode()
     def __call__(

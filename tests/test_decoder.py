@@ -226,6 +226,37 @@ def test_p5_a_beam_of_one_utterance_may_shrink():
 
 
 @torch.no_grad()
+def test_p5_two_searches_that_part_from_one_state_do_not_disturb_each_other():
+    decoder = make_decoder().eval()
+    hs, vocab = memory(), len(TOKENS)
+    ys = prefixes()[0][:, :START]
+    start = decoder.batch_init_state(hs, xs_lengths=FRAMES)
+    _, start = decoder.batch_score(ys, start, hs)
+    torch.manual_seed(0)
+    paths, states = [ys, ys], [start, start]
+    for _ in range(20):  # longer than the store has room for at first
+        for n in (0, 1):
+            new = torch.randint(7, vocab - 1, (len(ys), 1))
+            paths[n] = torch.cat([paths[n], new], 1)
+            got, states[n] = decoder.batch_score(paths[n], states[n], hs)
+            want = teacher_forcing(decoder, hs, FRAMES, paths[n])[:, -1]
+            torch.testing.assert_close(got, want)
+
+
+@torch.no_grad()
+def test_keys_of_earlier_positions_are_not_copied_at_every_step():
+    decoder = make_decoder().eval()
+    hs, (ys, _) = memory(), prefixes(torch.full((4,), 30))
+    state = decoder.batch_init_state(hs, xs_lengths=FRAMES)
+    stores = set()
+    for length in range(START, ys.size(1) + 1):
+        _, state = decoder.batch_score(ys[:, :length], state, hs)
+        state = state.select(torch.arange(len(ys)))
+        stores.add(state.store.tensor.data_ptr())
+    assert len(stores) <= 4  # its room doubles
+
+
+@torch.no_grad()
 def test_p5_scoring_one_hypothesis_equals_scoring_a_batch():
     decoder = make_decoder().eval()
     hs, (ys, _) = memory()[0], prefixes()
@@ -241,7 +272,7 @@ def test_only_new_positions_are_computed():
     decoder = make_decoder().eval()
     widths = []
     for layer in decoder.decoders:
-        layer.self_attn.linear_q.register_forward_hook(
+        layer.norm1.register_forward_hook(
             lambda _, args, __: widths.append(args[0].size(1))
         )
         layer.src_attn.linear_k.register_forward_hook(lambda *_: widths.append("cross"))

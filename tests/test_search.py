@@ -6,12 +6,10 @@ import pytest
 import torch
 from espnet2.legacy.nets.scorer_interface import BatchScorerInterface
 
-from espnet_smoe.beam_search import SMoEBeamSearch
 from espnet_smoe.config import ConfigError
 from espnet_smoe.host import BatchBeamSearch, CTCPrefixScorer, LengthBonus
 from espnet_smoe.rows import Rows
 from espnet_smoe.search import RowSearch, SearchConfig
-from espnet_smoe.tokens import special_ids
 
 TASKS = dummies.GUIDES["task"]
 UTTERANCES = [("wb", ()), ("nb", ()), ("wb", ())]
@@ -172,12 +170,18 @@ def test_p5_a_search_without_length_limit_ends_where_the_hosts_does():
 def steps_of(search, encoded, frames, rows, monkeypatch):
     """N-best lists, and how often the decoder was asked."""
     steps = []
-    score = search.model.decoder.batch_score
+    score = search.model.decoder.score_next
     with monkeypatch.context() as patch:
         patch.setattr(
-            search.model.decoder, "batch_score", lambda *a: steps.append(1) or score(*a)
+            search.model.decoder, "score_next", lambda *a: steps.append(1) or score(*a)
         )
         return search(encoded, frames, rows), len(steps)
+
+
+def end_as_the_host(search):
+    """From now on no row ends before the host would end it."""
+    for one in (search._with_ctc, search._without_ctc):
+        one.scores_fall = False
 
 
 def decided(seed, scale, eos):
@@ -198,10 +202,8 @@ def test_p5_ending_early_loses_nothing_and_saves_steps(monkeypatch, nbest):
         config = SearchConfig(beam_size=4, nbest=nbest, penalty=-0.1 * seed)
         search = RowSearch(model, config)
         early, first = steps_of(search, encoded, frames, rows, monkeypatch)
-        with monkeypatch.context() as patch:
-            # the host's own step: no row ends before the host ends it
-            patch.setattr(SMoEBeamSearch, "post_process", BatchBeamSearch.post_process)
-            late, second = steps_of(search, encoded, frames, rows, monkeypatch)
+        end_as_the_host(search)
+        late, second = steps_of(search, encoded, frames, rows, monkeypatch)
         check_same_nbests(early, late)
         assert first <= second
         taken = [taken[0] + first, taken[1] + second]
@@ -211,34 +213,67 @@ def test_p5_ending_early_loses_nothing_and_saves_steps(monkeypatch, nbest):
 def test_rows_that_are_done_leave_the_batch(monkeypatch):
     model, data, encoded, frames = decided(seed=0, scale=8.0, eos=0.0)
     pairs = [(b, task) for b in range(3) for task in ("st_de", "st_es")]
-    score, sizes = model.decoder.batch_score, []
+    score, sizes = model.decoder.score_next, []
 
-    def counting(ys, *others):
+    def counting(ys, cache):
         sizes.append(len(ys))
-        return score(ys, *others)
+        return score(ys, cache)
 
-    monkeypatch.setattr(model.decoder, "batch_score", counting)
+    monkeypatch.setattr(model.decoder, "score_next", counting)
     search = RowSearch(model, SearchConfig(beam_size=4))
     search(encoded, frames, rows_of(model, data, pairs))
-    assert sizes[0] == 4 * len(pairs)
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[-1] < sizes[0]
+    first, *others = sizes
+    assert first == len(pairs)  # a prompt is read once a row, not once a hypothesis
+    assert others[0] == 4 * len(pairs)
+    assert others == sorted(others, reverse=True)
+    assert others[-1] < others[0]
 
 
 @pytest.mark.parametrize(
     ("options", "scale", "eos"),
     [({"penalty": 5.0}, 1.0, 5.0), ({"normalize_length": True}, 4.0, 3.0)],
 )
-def test_p5_no_row_ends_early_where_scores_may_rise(monkeypatch, options, scale, eos):
+def test_p5_no_row_ends_early_where_scores_may_rise(options, scale, eos):
     config = SearchConfig(beam_size=4, maxlenratio=-8, **options)
     for seed in range(4):
         model, data, encoded, frames = decided(seed, scale, eos)
         rows = rows_of(model, data, PAIRS)
         search = RowSearch(model, config)
         early = search(encoded, frames, rows)
-        with monkeypatch.context() as patch:
-            patch.setattr(SMoEBeamSearch, "post_process", BatchBeamSearch.post_process)
-            check_same_nbests(early, search(encoded, frames, rows))
+        end_as_the_host(search)
+        check_same_nbests(early, search(encoded, frames, rows))
+
+
+@pytest.mark.parametrize("options", [{"penalty": 0.5}, {"normalize_length": True}])
+def test_p5_where_scores_may_rise_a_search_ends_by_the_hosts_criterion(
+    monkeypatch, options
+):
+    model, data, encoded, frames = decided(seed=2, scale=1.0, eos=8.0)
+    encoded, frames = encoded.repeat(1, 6, 1), frames * 6  # room for long texts
+    config = SearchConfig(beam_size=3, **options)
+    pairs = [(0, "st_de")]
+    search = RowSearch(model, config)
+    rows = rows_of(model, data, pairs)
+    got, steps = steps_of(search, encoded, frames, rows, monkeypatch)
+    want = reference(model, config, encoded, frames, pairs, ["wb"])
+    check_same_nbests(got, want)
+    assert steps < int(frames[0])
+
+
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
+def test_p5_a_row_ends_at_its_own_limit_beside_rows_with_a_longer_one(ctc_weight):
+    model, data, encoded, frames = setup()
+    # longer is better, and too few rows are done for any to leave the batch
+    config = SearchConfig(
+        beam_size=3, nbest=3, ctc_weight=ctc_weight, maxlenratio=1.0, penalty=9.0
+    )
+    short, long = int(frames.argmin()), int(frames.argmax())
+    pairs = [(short, "asr"), *[(long, "asr")] * 4]
+    got = RowSearch(model, config)(encoded, frames, rows_of(model, data, pairs))
+    bandwidths = [bandwidth for bandwidth, _ in UTTERANCES]
+    want = reference(model, config, encoded, frames, pairs, bandwidths)
+    check_same_nbests(got, want)
+    assert len(got[0][0].yseq) < len(got[1][0].yseq)
 
 
 @torch.no_grad()
@@ -370,20 +405,21 @@ def test_an_ended_hypothesis_lets_go_of_its_caches():
     config = SearchConfig(beam_size=2, maxlenratio=-3)
     for nbest in RowSearch(model, config)(encoded, frames, rows_of(model, data, PAIRS)):
         assert all(not h.states for h in nbest)
+        assert all(h.yseq.untyped_storage().nbytes() == h.yseq.nbytes for h in nbest)
 
 
-def test_banned_tokens_score_minus_infinity_and_others_as_the_decoder_says():
-    model, _, encoded, _ = setup()
-    search = RowSearch(model, SearchConfig())._without_ctc
-    prompt = [ids[0] for ids in model.guide_token_ids.values()]
-    search.set_hyp_primer([model.sos, *prompt])
-    hyp, x = search.init_hyp(encoded[0]), encoded[:1]
-    found, _ = search.score_full(hyp, x)
-    plain, _ = model.decoder.batch_score(hyp.yseq, hyp.states["decoder"], x)
-    banned = special_ids(model.token_list)
-    assert (found["decoder"][:, banned] == -torch.inf).all()
-    plain[:, banned] = found["decoder"][:, banned] = 0.0
-    assert torch.equal(found["decoder"], plain)
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
+def test_a_beam_wider_than_what_can_be_said_holds_nothing_impossible(ctc_weight):
+    model, data, encoded, frames = setup()
+    with torch.no_grad():
+        bias = model.decoder.output_layer.bias
+        sayable = [len(bias) - 2, model.eos]
+        bias[[i for i in range(len(bias)) if i not in sayable]] = -torch.inf
+    config = SearchConfig(beam_size=4, nbest=9, ctc_weight=ctc_weight, maxlenratio=-3)
+    for nbest in RowSearch(model, config)(encoded, frames, rows_of(model, data, PAIRS)):
+        texts = [tuple(h.yseq.tolist()) for h in nbest]
+        assert len(set(texts)) == len(texts) == 4  # of 0 to 3 tokens
+        assert all(-1e4 < h.score < 0.0 for h in nbest)
 
 
 # ---- options -------------------------------------------------------------------
