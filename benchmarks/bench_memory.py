@@ -76,7 +76,7 @@ def measure(args: argparse.Namespace) -> None:
     check_twins(*sides, batch)
     peaks = []
     for model in sides:
-        step = training_step(model, batch)
+        step = training_step(model, batch, args.config)
 
         def train(model: SMoEModel = model, step: Callable = step) -> None:
             step(0)

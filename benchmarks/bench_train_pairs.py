@@ -127,7 +127,10 @@ def measure(args: argparse.Namespace) -> None:
     odds *= len(batch["speech"]) / len(pairs["speech"])
     host.ctc_weight = odds / (1 + odds)
     check_sides(smoe, batch, host, pairs)
-    steps = training_step(smoe, batch), training_step(host, pairs)
+    steps = (
+        training_step(smoe, batch, args.config),
+        training_step(host, pairs, args.config),
+    )
     result = speedup(interleave(*steps, pairs=args.pairs))
     record("train_pairs_per_second_over_s2t", result, "pairs/s / pairs/s")
 

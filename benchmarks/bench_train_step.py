@@ -37,7 +37,9 @@ def measure(args: argparse.Namespace) -> None:
         check_twins(smoe, dense, mixed_batch(smoe))
         for utterances, pairs in BATCHES.items():
             batch = mixed_batch(smoe, utterances=utterances)
-            steps = [training_step(model, batch) for model in (smoe, dense)]
+            steps = [
+                training_step(model, batch, args.config) for model in (smoe, dense)
+            ]
             result = interleave(*steps, pairs=pairs, warmup=1)
             name = f"{experts}_experts_{utterances}_utterances"
             record(f"train_step_smoe_over_dense_{name}", result, "time / time")

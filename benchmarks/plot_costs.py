@@ -99,7 +99,7 @@ def steps(
     sides = twins(CONFIG, experts)
     batch = mixed_batch(sides[0], bandwidths, utterances)
     check_twins(*sides, batch)
-    result = interleave(*(training_step(m, batch) for m in sides), pairs=pairs)
+    result = interleave(*(training_step(m, batch, CONFIG) for m in sides), pairs=pairs)
     seconds = float(batch["speech_lengths"].sum()) / MODEL_RATE
     return [result.ours / seconds, result.theirs / seconds]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from espnet2.tasks.abs_task import optim_classes
 from side_by_side import DEVICE, check_equal
 
 from espnet_smoe.audio import MODEL_RATE
@@ -188,14 +189,21 @@ def check_gradients(
         check_equal(what, ours[name], gradient, GRADIENT_TOLERANCE, floor=1e-2)
 
 
-def training_step(model: torch.nn.Module, batch: Batch) -> Callable[[int], None]:
-    """Forward, backward, clipping of the gradients, Adam, as the host's trainer."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
+def training_step(
+    model: torch.nn.Module, batch: Batch, config: Path
+) -> Callable[[int], None]:
+    """Forward, backward, clipping of the gradients, update, as the host's trainer.
+
+    The optimiser is the YAML's, with a learning rate that changes next to nothing.
+    """
+    conf = yaml.safe_load(config.read_text())
+    options = {**conf["optim_conf"], "lr": 1e-6}
+    optimizer = optim_classes[conf["optim"]](model.parameters(), **options)
 
     def step(_: int) -> None:
         optimizer.zero_grad()
         model(**batch)[0].backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), conf["grad_clip"])
         optimizer.step()
 
     return step

@@ -9,69 +9,25 @@ known, and lets rows that are done leave the batch. No n-best list changes by it
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from espnet2.asr.ctc import CTC
 
-from espnet_smoe.cache import DecoderCache, places_of
+from espnet_smoe.beam import Beam
+from espnet_smoe.cache import places_of
 from espnet_smoe.ctc_prefix import Posteriors, Prefixes
 from espnet_smoe.decoder import SMoETransformerDecoder
-from espnet_smoe.host import (
-    BatchBeamSearch,
-    CTCPrefixScorer,
-    Hypothesis,
-    LengthBonus,
-)
+from espnet_smoe.host import BatchBeamSearch, Hypothesis
 
 __all__ = ["SMoEBeamSearch"]
 
 
-@dataclass(frozen=True)
-class _Beam:
-    """K hypotheses of each of P rows; those of a row stand together.
-
-    Args:
-        yseq: (P * K, L) int64, prompts included.
-        decoder: (P, K) float, log probabilities; minus infinity where a hypothesis has
-            ended or never was one.
-        score: (P, K) float, what they are ranked by.
-        cache: the decoder's.
-        prefixes: of CTC, before the last token; None = without CTC.
-        parents: (P, K) int64, which of the prefixes each hypothesis continues.
-        ctc: (P, K) double, log probabilities; None = without CTC.
-    """
-
-    yseq: torch.Tensor
-    decoder: torch.Tensor
-    score: torch.Tensor
-    cache: DecoderCache
-    prefixes: Prefixes | None = None
-    parents: torch.Tensor | None = None
-    ctc: torch.Tensor | None = None
-
-    def of_rows(self, rows: torch.Tensor) -> _Beam:
-        """The hypotheses of some rows, (P',) int64."""
-
-        def pick(x: torch.Tensor | None) -> torch.Tensor | None:
-            return None if x is None else x[rows]
-
-        per_row = self.score.size(1)
-        kept = torch.arange(per_row, device=rows.device) + per_row * rows[:, None]
-        return _Beam(
-            self.yseq[kept.view(-1)],
-            pick(self.decoder),
-            pick(self.score),
-            self.cache.of_rows(rows, kept.view(-1)),
-            None if self.prefixes is None else self.prefixes.of_rows(rows),
-            pick(self.parents),
-            pick(self.ctc),
-        )
-
-
 class SMoEBeamSearch(BatchBeamSearch):
     """Search over a batch of rows, each ended where its n-best is known.
+
+    It takes encoder output (P, T, D) with lengths; the host's takes (T, D) too.
 
     Scores only fall as a hypothesis grows, unless tokens are rewarded or scores are
     divided by their number. So a row is done when its n-th best ended hypothesis is
@@ -106,11 +62,7 @@ class SMoEBeamSearch(BatchBeamSearch):
         banned: Sequence[int],
     ) -> None:
         super().__init__(
-            scorers={
-                "decoder": decoder,
-                "ctc": None if ctc is None else CTCPrefixScorer(ctc, eos),
-                "length_bonus": LengthBonus(vocab_size),
-            },
+            scorers={},  # the host's loop would ask them
             weights={
                 "decoder": 1.0 - ctc_weight,
                 "ctc": ctc_weight,
@@ -121,7 +73,6 @@ class SMoEBeamSearch(BatchBeamSearch):
             sos=sos,
             eos=eos,
             token_list=None,
-            pre_beam_score_key="full",
             normalize_length=normalize_length,
         )
         self.nbest = nbest
@@ -157,16 +108,14 @@ class SMoEBeamSearch(BatchBeamSearch):
         beam = self._start(x, x_lengths)
         for i in range(max(maxlens)):
             beam = self._extend(beam)
-            last = beam.yseq[:, -1].tolist()
-            running = self._collect(beam, last, i, rows, maxlens, minlens, ended)
+            running = self._collect(beam, i, rows, maxlens, minlens, ended)
             done = [
                 self._is_done(ended[row], best, i, maxlenratio)
                 for row, best in zip(rows, running, strict=True)
             ]
             if all(done):
                 break
-            if any(done) or self.eos in last:
-                beam = self._without_ended(beam, done)
+            beam = self._without_ended(beam, done)
             # what stays is copied: not for the sake of a few
             if done.count(False) <= 0.75 * len(rows):
                 left = [place for place, it_is in enumerate(done) if not it_is]
@@ -174,10 +123,10 @@ class SMoEBeamSearch(BatchBeamSearch):
                 beam = beam.of_rows(torch.tensor(left, device=x.device))
         return ended
 
-    def _start(self, x: torch.Tensor, x_lengths: torch.Tensor) -> _Beam:
+    def _start(self, x: torch.Tensor, x_lengths: torch.Tensor) -> Beam:
         """One hypothesis a row: the prompt."""
         score = x.new_zeros(len(x), 1, dtype=torch.float32)
-        beam = _Beam(
+        beam = Beam(
             torch.stack(self._primers(len(x), x.device)),
             score,
             score,
@@ -188,7 +137,7 @@ class SMoEBeamSearch(BatchBeamSearch):
         posteriors = Posteriors.of(self.ctc.log_softmax(x), x_lengths.to(x.device))
         return dataclasses.replace(beam, prefixes=Prefixes.empty(posteriors))
 
-    def _extend(self, beam: _Beam) -> _Beam:
+    def _extend(self, beam: Beam) -> Beam:
         """The K best continuations of each row."""
         logp, cache = self.decoder.score_next(beam.yseq, beam.cache)
         logp = (logp.float() + self.mask).unflatten(0, beam.score.shape)
@@ -197,33 +146,30 @@ class SMoEBeamSearch(BatchBeamSearch):
         if self.ctc is None:
             score = decoder
         else:
-            prefixes = beam.prefixes
-            if beam.parents is not None:
-                last = beam.yseq[:, -1].view(beam.score.shape)
-                prefixes = prefixes.extend(beam.parents, last)
             decoder, labels = self._pre_beam(decoder)
-            ctc = prefixes.scores(labels, self.eos)
+            ctc = beam.prefixes.scores(labels, self.eos)
             score = (
                 self.weights["decoder"] * decoder + self.weights["ctc"] * ctc.float()
             )
-        tokens = beam.yseq.size(1) + 1 - self._primer_length()
-        score = score + self.weights["length_bonus"] * tokens
+        num_tokens = beam.yseq.size(1) + 1 - self._primer_length()
+        score = score + self.weights["length_bonus"] * num_tokens
 
-        best, places = score.flatten(1).topk(self.beam_size)
+        candidates = score.flatten(1)
+        best, places = candidates.topk(min(self.beam_size, candidates.size(1)))
         parents = places.div(score.size(2), rounding_mode="floor")
         if labels is None:
             tokens = places % self.n_vocab
         else:
             tokens = labels.flatten(1).gather(1, places)
             ctc = ctc.flatten(1).gather(1, places)
+            prefixes = beam.prefixes.extend(parents, tokens)
         hyps = places_of(parents, beam.score.size(1))
-        return _Beam(
+        return Beam(
             torch.cat([beam.yseq[hyps], tokens.view(-1, 1)], 1),
             decoder.flatten(1).gather(1, places),
             best,
             cache.select(hyps),
             prefixes,
-            parents,
             ctc,
         )
 
@@ -237,7 +183,7 @@ class SMoEBeamSearch(BatchBeamSearch):
         best = torch.cat([best, decoder[:, :, self.eos, None]], 2)
         return best, torch.nn.functional.pad(labels, (0, 1), value=self.eos)
 
-    def _without_ended(self, beam: _Beam, done: Sequence[bool]) -> _Beam:
+    def _without_ended(self, beam: Beam, done: Sequence[bool]) -> Beam:
         """Never go on with hypotheses that have ended, or with rows that are done."""
         has_ended = (beam.yseq[:, -1] == self.eos).view(beam.score.shape)
         is_done = torch.tensor(done, device=has_ended.device)[:, None]
@@ -246,8 +192,7 @@ class SMoEBeamSearch(BatchBeamSearch):
 
     def _collect(
         self,
-        beam: _Beam,
-        last: Sequence[int],
+        beam: Beam,
         i: int,
         rows: Sequence[int],
         maxlens: Sequence[int],
@@ -259,35 +204,48 @@ class SMoEBeamSearch(BatchBeamSearch):
         At the limit of its length every hypothesis ends, and the host appends an
         ``<eos>`` for nothing, to one that has just ended by itself too.
 
+        Those of more labels than CTC has frames for stay, at about -1e10 times its
+        weight, as they do in the host.
+
         Args:
-            last: last tokens of the P * K hypotheses.
             rows: of the whole batch, which the P rows of the beam are.
             maxlens, minlens: limits of the whole batch's rows, tokens.
             ended: of the whole batch's rows, to which they are added.
 
         Returns:
             The best score that runs on of each of the P rows.
+
+        Raises:
+            ValueError: a score is not a number.
         """
-        parts = {"decoder": beam.decoder.tolist()}
+        parts = {"decoder": beam.decoder}
         if beam.ctc is not None:
-            parts["ctc"] = beam.ctc.tolist()
+            parts["ctc"] = beam.ctc
+        last = beam.yseq[:, -1].view(beam.score.shape)
+        # the one transfer to the host of a step; doubles hold ids exactly
+        tensors = (last, beam.score, *parts.values())
+        last, scores, *values = torch.stack([x.double() for x in tensors]).tolist()
+        parts = dict(zip(parts, values, strict=True))
         running, per_row = [], beam.score.size(1)
-        for place, (row, scores) in enumerate(
-            zip(rows, beam.score.tolist(), strict=True)
-        ):
+        for place, row in enumerate(rows):
             at_limit, best = i == maxlens[row] - 1, -torch.inf
-            for k, score in enumerate(scores):
-                hyp = place * per_row + k
+            for k, score in enumerate(scores[place]):
+                if math.isnan(score):
+                    raise ValueError(
+                        f"row {row} of the batch has a score that is no number: the "
+                        "model's weights or the encoder's output hold NaN"
+                    )
                 if score == -torch.inf:
                     continue
-                if not at_limit and last[hyp] != self.eos:
+                if not at_limit and last[place][k] != self.eos:
                     best = max(best, score)
                 elif i >= minlens[row]:
-                    yseq = beam.yseq[hyp].clone()  # a slice would keep the whole batch
+                    # a copy: a slice would keep the whole batch
+                    yseq = beam.yseq[place * per_row + k].clone()
                     if at_limit:
                         yseq = self.append_token(yseq, self.eos)
-                    by_name = {name: values[place][k] for name, values in parts.items()}
-                    if "length_bonus" in self.scorers:
+                    by_name = {name: value[place][k] for name, value in parts.items()}
+                    if self.weights["length_bonus"]:
                         by_name["length_bonus"] = i + 1.0
                     ended[row].append(Hypothesis(yseq, score, by_name))
             running.append(best)

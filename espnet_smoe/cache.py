@@ -51,6 +51,8 @@ class KeyValueStore:
 
     The caches of successive steps share it. One that is no longer the last gets a
     store of its own when it goes on, so none ever overwrites what another reads.
+    Entries of hypotheses that were dropped stay: attention of K hypotheses after L
+    steps is to K * L entries.
 
     Args:
         tensor: (P, layers, 2, h, room, D/h).
@@ -129,7 +131,9 @@ class DecoderCache:
             self.select(hyps),
             cross=[(k[rows], v[rows]) for k, v in self.cross],
             cross_mask=None if self.cross_mask is None else self.cross_mask[rows],
-            store=KeyValueStore(self.store.tensor[rows], self.store.used),
+            store=KeyValueStore(
+                self.store.tensor.index_select(0, rows), self.visible.size(1)
+            ),
             expert_ids=expert_ids,
             route=Route.of(expert_ids, len(self.route.counts), rows.device),
         )

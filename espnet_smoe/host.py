@@ -5,7 +5,7 @@ Nothing else in this package imports ``espnet2.legacy``.
 
 from __future__ import annotations
 
-from espnet2.legacy.nets.batch_beam_search import BatchBeamSearch, BatchHypothesis
+from espnet2.legacy.nets.batch_beam_search import BatchBeamSearch
 from espnet2.legacy.nets.beam_search import Hypothesis
 from espnet2.legacy.nets.pytorch_backend.conformer.convolution import ConvolutionModule
 from espnet2.legacy.nets.pytorch_backend.conformer.encoder_layer import EncoderLayer
@@ -34,7 +34,6 @@ from espnet2.train.class_choices import ClassChoices
 
 __all__ = [
     "BatchBeamSearch",
-    "BatchHypothesis",
     "CTCPrefixScorer",
     "Conv2dSubsampling",
     "Conv2dSubsampling6",

@@ -1,7 +1,7 @@
 """Joint CTC/attention beam search over (utterance, task) rows.
 
-What is searched how, ``beam_search.py`` does the rest: rows of ASR with CTC, others by
-the decoder alone, each from its prompt.
+Says which rows are searched how: ASR with CTC, others by the decoder alone, each from
+its prompt. The search itself is in ``beam_search.py``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Search over (utterance, task) rows: against the host's search, uncached."""
 
+import random
+
 import contract
 import dummies
 import pytest
@@ -103,8 +105,10 @@ def check_same_nbests(got, want):
     assert len(got) == len(want)
     for ours, theirs in zip(got, want, strict=True):
         assert [y for y, _ in plain(ours)] == [y for y, _ in plain(theirs)]
-        for (_, a), (_, b) in zip(plain(ours), plain(theirs), strict=True):
-            assert a == pytest.approx(b, abs=1e-4)
+        for a, b in zip(ours, theirs, strict=True):
+            assert float(a.score) == pytest.approx(float(b.score), abs=1e-4)
+            parts = {name: float(score) for name, score in b.scores.items()}
+            assert a.scores == pytest.approx(parts, abs=1e-3)
 
 
 # ---- the host's search ---------------------------------------------------------
@@ -165,6 +169,76 @@ def test_p5_a_search_without_length_limit_ends_where_the_hosts_does():
     check_same_nbests(
         got, reference(model, config, encoded, frames, pairs, ["wb", "nb"])
     )
+
+
+def possible(nbest):
+    """Without texts that have more labels than CTC has frames for."""
+    return [h for h in nbest if float(h.score) > -1e6]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_p5_any_options_give_the_hosts_nbests(seed):
+    pick = random.Random(seed)
+    tokens = dummies.token_list(plain=pick.choice([3, 20]))
+    model, data, encoded, frames = setup(seed=seed, token_list=tokens)
+    with torch.no_grad():
+        model.decoder.output_layer.weight *= pick.choice([0.5, 1.0, 4.0])
+    pairs = pick.sample([(b, t) for b in range(3) for t in TASKS], pick.randint(1, 9))
+    config = SearchConfig(
+        beam_size=pick.choice([1, 2, 5, 8]),
+        nbest=pick.choice([1, 3, 12]),
+        ctc_weight=pick.choice([0.0, 0.3, 0.9]),
+        penalty=pick.choice([0.0, 0.5, 3.0, -0.5]),
+        normalize_length=pick.random() < 0.3,
+        maxlenratio=pick.choice([0.0, -1, -3, 0.5, 2.0]),
+        minlenratio=pick.choice([0.0, 0.2, 1.3, -2]),  # some find nothing and try again
+    )
+    got = RowSearch(model, config)(encoded, frames, rows_of(model, data, pairs))
+    bandwidths = [bandwidth for bandwidth, _ in UTTERANCES]
+    want = reference(model, config, encoded, frames, pairs, bandwidths)
+    check_same_nbests([possible(n) for n in got], [possible(n) for n in want])
+
+
+@torch.no_grad()
+def test_p5_the_hosts_own_loop_runs_on_the_caching_decoder():
+    model, _, encoded, frames = setup()
+    prompt = [model.token_list.index(f"<{guide}>") for guide in ("wb", "st_de")]
+    nbests = []
+    for decoder in (model.decoder, FullPrefixScorer(model.decoder, [])):
+        search = BatchBeamSearch(
+            scorers={"decoder": decoder},
+            weights={"decoder": 1.0},
+            beam_size=3,
+            vocab_size=model.vocab_size,
+            sos=model.sos,
+            eos=model.eos,
+        ).eval()
+        for x, lengths in ((encoded[0, : frames[0]], None), (encoded, frames)):
+            search.set_hyp_primer([model.sos, *prompt])
+            found = search(x, x_lengths=lengths, maxlenratio=-6)
+            nbests.append(found if lengths is not None else [found])
+    check_same_nbests(nbests[0], nbests[2])
+    check_same_nbests(nbests[1], nbests[3])
+
+
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
+def test_a_beam_wider_than_the_vocabulary_takes_what_there_is(ctc_weight):
+    tokens = dummies.token_list(plain=2)
+    model, data, encoded, frames = setup(token_list=tokens)
+    config = SearchConfig(
+        beam_size=2 * len(tokens), nbest=2, ctc_weight=ctc_weight, maxlenratio=-3
+    )
+    for nbest in RowSearch(model, config)(encoded, frames, rows_of(model, data, PAIRS)):
+        assert len(nbest) == 2
+
+
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
+def test_scores_that_are_no_numbers_are_refused(ctc_weight):
+    model, data, encoded, frames = setup()
+    encoded[1] = torch.nan
+    search = RowSearch(model, SearchConfig(beam_size=2, ctc_weight=ctc_weight))
+    with pytest.raises(ValueError, match="row 1 of the batch has a score that is no"):
+        search(encoded, frames, rows_of(model, data, [(0, "asr"), (1, "asr")]))
 
 
 def steps_of(search, encoded, frames, rows, monkeypatch):
