@@ -1,15 +1,32 @@
-"""The hypotheses that a beam search goes on with."""
+"""What a beam search goes on with: rows and their hypotheses."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from espnet_smoe.cache import DecoderCache
 from espnet_smoe.ctc_prefix import Prefixes
+from espnet_smoe.host import Hypothesis
 
-__all__ = ["Beam"]
+__all__ = ["Beam", "SearchedRow"]
+
+
+@dataclass
+class SearchedRow:
+    """A row of the batch.
+
+    Args:
+        number: place in the batch, from 0.
+        maxlen, minlen: limits of its text, tokens; a shorter one is dropped.
+        ended: hypotheses that have ended so far.
+    """
+
+    number: int
+    maxlen: int
+    minlen: int
+    ended: list[Hypothesis] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -34,18 +51,15 @@ class Beam:
     ctc: torch.Tensor | None = None
 
     def of_rows(self, rows: torch.Tensor) -> Beam:
-        """The hypotheses of some rows, (P',) int64."""
-
-        def pick(x: torch.Tensor | None) -> torch.Tensor | None:
-            return None if x is None else x[rows]
-
+        """The hypotheses of some rows, (P',) int64 on CPU."""
+        here = rows.to(self.yseq.device)
         per_row = self.score.size(1)
-        kept = torch.arange(per_row, device=rows.device) + per_row * rows[:, None]
+        kept = torch.arange(per_row, device=here.device) + per_row * here[:, None]
         return Beam(
             self.yseq[kept.view(-1)],
-            pick(self.decoder),
-            pick(self.score),
+            self.decoder[here],
+            self.score[here],
             self.cache.of_rows(rows, kept.view(-1)),
-            None if self.prefixes is None else self.prefixes.of_rows(rows),
-            pick(self.ctc),
+            None if self.prefixes is None else self.prefixes.of_rows(here),
+            None if self.ctc is None else self.ctc[here],
         )

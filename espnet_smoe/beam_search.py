@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from espnet2.asr.ctc import CTC
 
-from espnet_smoe.beam import Beam
+from espnet_smoe.beam import Beam, SearchedRow
 from espnet_smoe.cache import places_of
 from espnet_smoe.ctc_prefix import Posteriors, Prefixes
 from espnet_smoe.decoder import SMoETransformerDecoder
@@ -103,14 +103,14 @@ class SMoEBeamSearch(BatchBeamSearch):
         batched: bool,
     ) -> list[list[Hypothesis]]:
         """All hypotheses that ended, of each row; arguments are the host's."""
-        ended: list[list[Hypothesis]] = [[] for _ in range(n_utt)]
-        rows = list(range(n_utt))
-        beam = self._start(x, x_lengths)
+        limits = zip(maxlens, minlens, strict=True)
+        batch = [SearchedRow(number, *pair) for number, pair in enumerate(limits)]
+        rows, beam = batch, self._start(x, x_lengths)
         for i in range(max(maxlens)):
             beam = self._extend(beam)
-            running = self._collect(beam, i, rows, maxlens, minlens, ended)
+            running = self._collect(beam, i, rows)
             done = [
-                self._is_done(ended[row], best, i, maxlenratio)
+                self._is_done(row, best, i, maxlenratio)
                 for row, best in zip(rows, running, strict=True)
             ]
             if all(done):
@@ -120,22 +120,19 @@ class SMoEBeamSearch(BatchBeamSearch):
             if done.count(False) <= 0.75 * len(rows):
                 left = [place for place, it_is in enumerate(done) if not it_is]
                 rows = [rows[place] for place in left]
-                beam = beam.of_rows(torch.tensor(left, device=x.device))
-        return ended
+                beam = beam.of_rows(torch.tensor(left))
+        return [row.ended for row in batch]
 
     def _start(self, x: torch.Tensor, x_lengths: torch.Tensor) -> Beam:
-        """One hypothesis a row: the prompt."""
+        """One hypothesis a row: ``<sos>`` and the prompt."""
+        primers = torch.tensor(self.hyp_primer)
         score = x.new_zeros(len(x), 1, dtype=torch.float32)
-        beam = Beam(
-            torch.stack(self._primers(len(x), x.device)),
-            score,
-            score,
-            self.decoder.batch_init_state(x, x_lengths),
-        )
-        if self.ctc is None:
-            return beam
-        posteriors = Posteriors.of(self.ctc.log_softmax(x), x_lengths.to(x.device))
-        return dataclasses.replace(beam, prefixes=Prefixes.empty(posteriors))
+        cache = self.decoder.start_search(x, x_lengths, primers[:, 1:])
+        prefixes = None
+        if self.ctc is not None:
+            logp = self.ctc.log_softmax(x)
+            prefixes = Prefixes.empty(Posteriors.of(logp, x_lengths.to(x.device)))
+        return Beam(primers.to(x.device), score, score, cache, prefixes)
 
     def _extend(self, beam: Beam) -> Beam:
         """The K best continuations of each row."""
@@ -194,10 +191,7 @@ class SMoEBeamSearch(BatchBeamSearch):
         self,
         beam: Beam,
         i: int,
-        rows: Sequence[int],
-        maxlens: Sequence[int],
-        minlens: Sequence[int],
-        ended: Sequence[list[Hypothesis]],
+        rows: Sequence[SearchedRow],
     ) -> list[float]:
         """Take the hypotheses that have ended at step ``i``.
 
@@ -206,11 +200,6 @@ class SMoEBeamSearch(BatchBeamSearch):
 
         Those of more labels than CTC has frames for stay, at about -1e10 times its
         weight, as they do in the host.
-
-        Args:
-            rows: of the whole batch, which the P rows of the beam are.
-            maxlens, minlens: limits of the whole batch's rows, tokens.
-            ended: of the whole batch's rows, to which they are added.
 
         Returns:
             The best score that runs on of each of the P rows.
@@ -228,18 +217,18 @@ class SMoEBeamSearch(BatchBeamSearch):
         parts = dict(zip(parts, values, strict=True))
         running, per_row = [], beam.score.size(1)
         for place, row in enumerate(rows):
-            at_limit, best = i == maxlens[row] - 1, -torch.inf
+            at_limit, best = i == row.maxlen - 1, -torch.inf
             for k, score in enumerate(scores[place]):
                 if math.isnan(score):
                     raise ValueError(
-                        f"row {row} of the batch has a score that is no number: the "
-                        "model's weights or the encoder's output hold NaN"
+                        f"row {row.number} of the batch has a score that is no number: "
+                        "the model's weights or the encoder's output hold NaN"
                     )
                 if score == -torch.inf:
                     continue
                 if not at_limit and last[place][k] != self.eos:
                     best = max(best, score)
-                elif i >= minlens[row]:
+                elif i >= row.minlen:
                     # a copy: a slice would keep the whole batch
                     yseq = beam.yseq[place * per_row + k].clone()
                     if at_limit:
@@ -247,14 +236,15 @@ class SMoEBeamSearch(BatchBeamSearch):
                     by_name = {name: value[place][k] for name, value in parts.items()}
                     if self.weights["length_bonus"]:
                         by_name["length_bonus"] = i + 1.0
-                    ended[row].append(Hypothesis(yseq, score, by_name))
+                    row.ended.append(Hypothesis(yseq, score, by_name))
             running.append(best)
         return running
 
     def _is_done(
-        self, ended: Sequence[Hypothesis], running: float, i: int, maxlenratio: float
+        self, row: SearchedRow, running: float, i: int, maxlenratio: float
     ) -> bool:
         """Whether nothing that runs on can be among the n-best of a row."""
+        ended = row.ended
         if running == -torch.inf:
             return True
         if self.scores_fall and len(ended) >= self.nbest:

@@ -18,11 +18,9 @@ from espnet_smoe.experts import Route
 
 __all__ = [
     "DecoderCache",
-    "HypothesisRef",
     "KeyValue",
     "KeyValueStore",
     "Projection",
-    "merge",
     "places_of",
 ]
 
@@ -88,9 +86,9 @@ class DecoderCache:
         store: keys and values of all positions of all hypotheses so far.
         visible: (N, M) float, 0 where one of the M entries of the store is of the
             hypothesis, minus infinity elsewhere.
+        expert_ids: (P,) int64 on CPU.
+        route: of the P rows.
         length: positions so far, the same of all hypotheses.
-        expert_ids: (P,) int64 on CPU, read from the prompt; None before that.
-        route: of the P rows; None before the prompt.
     """
 
     projections: Sequence[Projection]
@@ -98,9 +96,9 @@ class DecoderCache:
     cross_mask: torch.Tensor | None
     store: KeyValueStore
     visible: torch.Tensor
+    expert_ids: torch.Tensor
+    route: Route
     length: int = 0
-    expert_ids: torch.Tensor | None = None
-    route: Route | None = None
 
     @classmethod
     def of(
@@ -108,12 +106,21 @@ class DecoderCache:
         projections: Sequence[Projection],
         cross: Sequence[KeyValue],
         cross_mask: torch.Tensor | None,
+        expert_ids: torch.Tensor,
+        num_experts: int,
     ) -> DecoderCache:
-        """The cache before the first position."""
+        """The cache of one hypothesis a row, before its first position."""
         key = cross[0][0]
         rows, heads, _, width = key.shape
-        store = KeyValueStore(key.new_empty(rows, len(cross), 2, heads, 0, width))
-        return cls(projections, cross, cross_mask, store, key.new_zeros(rows, 0))
+        return cls(
+            projections,
+            cross,
+            cross_mask,
+            KeyValueStore(key.new_empty(rows, len(cross), 2, heads, 0, width)),
+            key.new_zeros(rows, 0),
+            expert_ids,
+            Route.of(expert_ids, num_experts, key.device),
+        )
 
     @property
     def num_rows(self) -> int:
@@ -125,34 +132,31 @@ class DecoderCache:
         return dataclasses.replace(self, visible=self.visible.index_select(0, ids))
 
     def of_rows(self, rows: torch.Tensor, hyps: torch.Tensor) -> DecoderCache:
-        """The cache of some rows, (P',) int64, and their hypotheses, (N',) int64."""
-        expert_ids = self.expert_ids[rows.cpu()]
+        """The cache of some rows, (P',) int64 on CPU, and their hypotheses, (N',)."""
+        here, expert_ids = rows.to(hyps.device), self.expert_ids[rows]
         return dataclasses.replace(
             self.select(hyps),
-            cross=[(k[rows], v[rows]) for k, v in self.cross],
-            cross_mask=None if self.cross_mask is None else self.cross_mask[rows],
+            cross=[(k[here], v[here]) for k, v in self.cross],
+            cross_mask=None if self.cross_mask is None else self.cross_mask[here],
             store=KeyValueStore(
-                self.store.tensor.index_select(0, rows), self.visible.size(1)
+                self.store.tensor.index_select(0, here), self.visible.size(1)
             ),
             expert_ids=expert_ids,
-            route=Route.of(expert_ids, len(self.route.counts), rows.device),
+            route=Route.of(expert_ids, len(self.route.counts), here.device),
         )
 
-    def mask_of(self, positions: int, num_hyps: int) -> torch.Tensor:
+    def mask_of(self, positions: int) -> torch.Tensor:
         """What the newest positions see: the past of their hypothesis and themselves.
 
         Args:
             positions: Q, of each hypothesis.
-            num_hyps: N.
 
         Returns:
             (P, N / P * Q, M + N / P * Q) float to be added to scores of attention;
             queries and new entries stand by hypothesis, then by position.
         """
-        per_row, before = num_hyps // self.num_rows, self.visible
-        if not self.length:
-            before = before.new_zeros(num_hyps, 0)
-        before = before.unflatten(0, (-1, per_row))
+        before = self.visible.unflatten(0, (self.num_rows, -1))
+        per_row = before.size(1)
         if positions > 1:
             before = before.repeat_interleave(positions, 1)
         shape = (per_row, positions, per_row, positions)
@@ -161,29 +165,3 @@ class DecoderCache:
         new.diagonal(dim1=0, dim2=2).copy_(causal[:, :, None])
         new = new.flatten(2).flatten(0, 1)
         return torch.cat([before, new.expand(self.num_rows, -1, -1)], 2)
-
-
-@dataclass(frozen=True)
-class HypothesisRef:
-    """One hypothesis of a cache."""
-
-    cache: DecoderCache
-    index: int
-
-
-def merge(
-    states: DecoderCache | Sequence[DecoderCache | HypothesisRef],
-) -> DecoderCache:
-    """One cache from what the host's search hands to ``batch_score``.
-
-    It hands back whatever ``batch_score`` returned, asks for ``batch_select_state``
-    while its grid of hypotheses keeps its size and for ``select_state`` per hypothesis
-    otherwise.
-    """
-    if isinstance(states, DecoderCache):
-        return states
-    first = states[0]
-    if isinstance(first, DecoderCache):  # before the first token: N times the same
-        return first
-    device = first.cache.visible.device
-    return first.cache.select(torch.tensor([s.index for s in states], device=device))

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from espnet2.asr.decoder.transformer_decoder import BaseTransformerDecoder
 
-from espnet_smoe.cache import DecoderCache, HypothesisRef, merge
+from espnet_smoe.cache import DecoderCache
 from espnet_smoe.config import ConfigError, ExpertConfig
 from espnet_smoe.decoder_layer import SMoETransformerLayer, key_value
-from espnet_smoe.experts import Route
 from espnet_smoe.guide import TASK, GuideError, GuideTable
 from espnet_smoe.host import MultiHeadedAttention, PositionwiseFeedForward
 from espnet_smoe.mask import valid_mask
@@ -192,54 +191,37 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
             x = layer(x, ys_mask, memory, hs_mask, route)
         return route.restore(self.output_layer(self.after_norm(x))), ys_in_lens
 
-    # ---- the host's scorer interface -------------------------------------------
-
-    def batch_init_state(
-        self, x: torch.Tensor, xs_lengths: torch.Tensor | None = None
+    def start_search(
+        self, memory: torch.Tensor, frames: torch.Tensor, prompts: torch.Tensor
     ) -> DecoderCache:
-        """Project the memory once per row.
+        """What a search needs of each row once: its route, its projected memory.
 
         Args:
-            x: (P, T, D) or, for one row, (T, D) float.
-            xs_lengths: (P,) int64, frames; None = all of T.
+            memory: (P, T, D) float; padding has no weight, but must be finite.
+            frames: (P,) int64.
+            prompts: (P, A) int64 on CPU, one guiding token per axis.
+
+        Raises:
+            GuideError: a token that is no guide of the axis at its place, or another
+                number of tokens.
         """
-        x = x[None] if x.dim() == 2 else x
-        mask = None
-        if xs_lengths is not None and bool((xs_lengths < x.size(1)).any()):
-            valid = valid_mask(xs_lengths.to(x.device), x.size(1))[:, None, None, :]
+        if prompts.size(1) != len(self._axes):
+            raise GuideError(
+                f"prompts of {prompts.size(1)} tokens do not hold one guiding token of "
+                f"each of the axes {list(self._axes)}"
+            )
+        frames, mask = frames.to(memory.device), None
+        if bool((frames < memory.size(1)).any()):
+            valid = valid_mask(frames, memory.size(1))[:, None, None, :]
             # a mask of truth values would be turned into this one at every step
-            mask = torch.where(valid, 0.0, -torch.inf).to(x.dtype)
+            mask = torch.where(valid, 0.0, -torch.inf).to(memory.dtype)
         return DecoderCache.of(
             [layer.self_projection() for layer in self.decoders],
-            [key_value(layer.src_attn, x) for layer in self.decoders],
+            [key_value(layer.src_attn, memory) for layer in self.decoders],
             mask,
+            self.expert_ids_of_prompt(prompts),
+            self.expert_map.num_experts,
         )
-
-    init_state = batch_init_state
-
-    def select_state(
-        self,
-        state: DecoderCache | Sequence[HypothesisRef],
-        i: int,
-        new_id: int | None = None,
-    ) -> HypothesisRef:
-        """Hypothesis ``i`` of a state."""
-        return HypothesisRef(state, i) if isinstance(state, DecoderCache) else state[i]
-
-    def batch_select_state(
-        self, state: DecoderCache, top_ids: torch.Tensor
-    ) -> DecoderCache:
-        """Go on with the best hypotheses of each row.
-
-        Args:
-            top_ids: (P, K) int64, ``hypothesis * V + token`` within each row.
-        """
-        rows = torch.arange(len(top_ids), device=top_ids.device)[:, None]
-        per_row = len(state.visible) // len(top_ids)
-        picked = torch.div(
-            top_ids, self.output_layer.out_features, rounding_mode="trunc"
-        )
-        return state.select((picked + rows * per_row).view(-1))
 
     def score_next(
         self, ys: torch.Tensor, cache: DecoderCache
@@ -247,34 +229,20 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
         """Score the next token of N hypotheses; only new positions are computed.
 
         Args:
-            ys: (N, L) int64, the whole prefixes, prompt included.
-            cache: what ``batch_init_state`` or the last call returned.
+            ys: (N, L) int64, the whole prefixes: ``<sos>``, prompt, text.
+            cache: what ``start_search``, ``select`` or the last call returned.
 
         Returns:
             (N, V) log probabilities and the new cache.
-
-        Raises:
-            GuideError: the first call's prefixes do not hold the whole prompt.
         """
-        done = cache.length
-        if not done:
-            prompts = ys[:: len(ys) // cache.num_rows, 1 : 1 + len(self._axes)].cpu()
-            if prompts.size(1) != len(self._axes):
-                raise GuideError(
-                    f"prefixes of {ys.size(1)} tokens do not hold <sos> and the prompt "
-                    f"of {len(self._axes)} guiding tokens"
-                )
-            expert_ids = self.expert_ids_of_prompt(prompts)
-            route = Route.of(expert_ids, self.expert_map.num_experts, ys.device)
-            cache = dataclasses.replace(cache, expert_ids=expert_ids, route=route)
         positions = self.embed[1]
         positions.extend_pe(cache.visible.new_zeros(()).expand(1, ys.size(1)))
-        x = self._embed(ys[:, done:]) * positions.xscale
-        x = x + positions.pe[:, done : ys.size(1)]
+        x = self._embed(ys[:, cache.length :]) * positions.xscale
+        x = x + positions.pe[:, cache.length : ys.size(1)]
 
         num_hyps, new, width = x.shape
         x = x.view(cache.num_rows, -1, width)
-        mask = cache.mask_of(new, num_hyps)
+        mask = cache.mask_of(new)
         store = cache.store.extended(cache.visible.size(1), x.size(1))
         for n, layer in enumerate(self.decoders):
             x = layer.step(
@@ -294,19 +262,36 @@ class SMoETransformerDecoder(ExpertStack, BaseTransformerDecoder):
             cache, store=store, visible=visible, length=ys.size(1)
         )
 
+    # ---- the host's scorer interface, plain: each call reads the whole prefixes ----
+
     def batch_score(
         self,
         ys: torch.Tensor,
-        states: DecoderCache | Sequence[DecoderCache | HypothesisRef],
+        states: Sequence[None],
         xs: torch.Tensor,
         xs_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, DecoderCache]:
-        """``score_next`` for the host's search, whose memory ``xs`` is not read."""
-        return self.score_next(ys, merge(states))
+    ) -> tuple[torch.Tensor, Sequence[None]]:
+        """Score the next token, as ``score_next`` does, without a cache.
+
+        Args:
+            ys: (N, L) int64, the whole prefixes.
+            states: handed back.
+            xs: (N, T, D) float, the memory of each hypothesis.
+            xs_mask: (N, 1, T) bool, true on valid frames; None = all are.
+
+        Returns:
+            (N, V) log probabilities, and ``states``.
+        """
+        frames = ys.new_full((len(xs),), xs.size(1))
+        if xs_mask is not None:
+            frames = xs_mask.sum((1, 2))
+        lengths = ys.new_full((len(ys),), ys.size(1))
+        logits, _ = self(xs, frames, ys, lengths)
+        return logits[:, -1].log_softmax(-1), states
 
     def score(
-        self, ys: torch.Tensor, state: DecoderCache, x: torch.Tensor
-    ) -> tuple[torch.Tensor, DecoderCache]:
-        """``score_next`` for one hypothesis: (L,), state, (T, D) -> (V,), state."""
-        logp, state = self.score_next(ys[None], state)
+        self, ys: torch.Tensor, state: None, x: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        """``batch_score`` for one hypothesis: (L,), None, (T, D) -> (V,), None."""
+        logp, _ = self.batch_score(ys[None], [state], x[None])
         return logp[0], state

@@ -125,8 +125,8 @@ def test_p6_the_guide_is_read_from_the_prompt_and_stays_on_no_module():
 
     def cached(prefix):
         def run():
-            state = decoder.batch_init_state(hs, xs_lengths=FRAMES)
-            decoder.batch_score(prefix[:, :START], state, hs)
+            state = decoder.start_search(hs, FRAMES, prefix[:, 1:START])
+            decoder.score_next(prefix[:, :START], state)
 
         return run
 
@@ -150,17 +150,18 @@ def test_p6_a_prompt_token_that_is_no_guide_is_an_error_that_lists_them(prompt, 
     with pytest.raises(GuideError) as error:
         decoder(memory(), FRAMES, ys, lengths)
     assert f"no {axis} guides; known: {known}" in str(error.value)
-    state = decoder.batch_init_state(memory(), xs_lengths=FRAMES)
     with pytest.raises(GuideError, match=f"no {axis} guides"):
-        decoder.batch_score(ys, state, memory())
+        decoder.start_search(memory(), FRAMES, ys[:, 1:START])
 
 
-@pytest.mark.parametrize("length", [1, 2])
-def test_p6_a_search_without_the_whole_prompt_is_refused(length):
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_p6_a_search_with_another_prompt_than_one_token_an_axis_is_refused(length):
     decoder = make_decoder().eval()
-    state = decoder.batch_init_state(memory(), xs_lengths=FRAMES)
-    with pytest.raises(GuideError, match="do not hold <sos> and the prompt"):
-        decoder.batch_score(prefixes()[0][:, :length], state, memory())
+    prompts = prefixes()[0][:, 1 : 1 + length]
+    with pytest.raises(
+        GuideError, match=rf"of {length} tokens .* \['bandwidth', 'task'"
+    ):
+        decoder.start_search(memory(), FRAMES, prompts)
 
 
 # ---- caches --------------------------------------------------------------------
@@ -182,9 +183,9 @@ def test_p5_cached_scores_are_those_of_teacher_forcing_at_every_position(rows):
     ys = prefixes(torch.full((4,), 7))[0][rows]
     want = teacher_forcing(decoder, hs, frames, ys)
     hs[~valid_mask(frames, hs.size(1))] = 1e3  # the search may not look there
-    state = decoder.batch_init_state(hs, xs_lengths=frames)
+    state = decoder.start_search(hs, frames, ys[:, 1:START])
     for length in range(START, ys.size(1) + 1):
-        got, state = decoder.batch_score(ys[:, :length], state, hs)
+        got, state = decoder.score_next(ys[:, :length], state)
         torch.testing.assert_close(got, want[:, length - 1])
 
 
@@ -192,37 +193,47 @@ def test_p5_cached_scores_are_those_of_teacher_forcing_at_every_position(rows):
 def test_p5_hypotheses_that_are_picked_doubled_and_dropped_keep_their_own_past():
     decoder = make_decoder().eval()
     hs, vocab, beam = memory(), len(TOKENS), 3
-    ys = prefixes(torch.ones(4, dtype=torch.int64))[0].repeat_interleave(beam, 0)
-    memories, frames = hs.repeat_interleave(beam, 0), FRAMES.repeat_interleave(beam)
-    state = decoder.batch_init_state(hs, xs_lengths=FRAMES)
+    ys = prefixes(torch.ones(4, dtype=torch.int64))[0]
+    state = decoder.start_search(hs, FRAMES, ys[:, 1:START])
     torch.manual_seed(0)
-    for n in range(6):
-        got, state = decoder.batch_score(ys, [state] * len(ys) if n == 0 else state, hs)
+    for _ in range(6):
+        per_row = len(ys) // len(hs)
+        got, state = decoder.score_next(ys, state)
+        memories = hs.repeat_interleave(per_row, 0)
+        frames = FRAMES.repeat_interleave(per_row)
         want = teacher_forcing(decoder, memories, frames, ys)[:, -1]
         torch.testing.assert_close(got, want)
-        picked = torch.randint(0, beam, (len(hs), beam))
-        tokens = torch.randint(7, vocab - 1, (len(hs), beam))
-        before = (picked + beam * torch.arange(len(hs))[:, None]).flatten()
-        ys = torch.cat([ys[before], tokens.view(-1, 1)], 1)
-        if n % 2:  # both ways in which the host asks
-            state = decoder.batch_select_state(state, picked * vocab + tokens)
-        else:
-            state = [decoder.select_state(state, i) for i in before.tolist()]
+        picked = torch.randint(0, per_row, (len(hs), beam))
+        before = (picked + per_row * torch.arange(len(hs))[:, None]).flatten()
+        tokens = torch.randint(7, vocab - 1, (len(before), 1))
+        ys, state = torch.cat([ys[before], tokens], 1), state.select(before)
 
 
 @torch.no_grad()
-def test_p5_a_beam_of_one_utterance_may_shrink():
+def test_p5_a_beam_may_shrink_and_grow():
     decoder = make_decoder().eval()
-    hs = memory()[1:2]
+    hs, frames = memory()[1:2], FRAMES[1:2]
     ys = prefixes()[0][1:2, :START]
-    state = [decoder.init_state(hs[0])]
+    state = decoder.start_search(hs, frames, ys[:, 1:])
     for kept in ([0, 0, 0, 0], [3, 0, 2], [2], [0, 0]):
-        got, state = decoder.batch_score(ys, state, hs.expand(len(ys), -1, -1))
-        frames = torch.full((len(ys),), hs.size(1))
-        want = teacher_forcing(decoder, hs.expand(len(ys), -1, -1), frames, ys)[:, -1]
+        got, state = decoder.score_next(ys, state)
+        memories = hs.expand(len(ys), -1, -1)
+        want = teacher_forcing(decoder, memories, frames.expand(len(ys)), ys)[:, -1]
         torch.testing.assert_close(got, want)
-        state = [decoder.select_state(state, i) for i in kept]
         ys = torch.cat([ys[kept], torch.randint(7, 20, (len(kept), 1))], 1)
+        state = state.select(torch.tensor(kept))
+
+
+@torch.no_grad()
+def test_p5_rows_that_leave_take_nothing_from_those_that_stay():
+    decoder = make_decoder().eval()
+    hs, ys = memory(), prefixes(torch.full((4,), 3))[0]
+    state = decoder.start_search(hs, FRAMES, ys[:, 1:START])
+    _, state = decoder.score_next(ys[:, :-1], state)
+    rows = torch.tensor([3, 0])
+    got, _ = decoder.score_next(ys[rows], state.of_rows(rows, rows))
+    want = teacher_forcing(decoder, hs[rows], FRAMES[rows], ys[rows])[:, -1]
+    torch.testing.assert_close(got, want)
 
 
 @torch.no_grad()
@@ -230,15 +241,15 @@ def test_p5_two_searches_that_part_from_one_state_do_not_disturb_each_other():
     decoder = make_decoder().eval()
     hs, vocab = memory(), len(TOKENS)
     ys = prefixes()[0][:, :START]
-    start = decoder.batch_init_state(hs, xs_lengths=FRAMES)
-    _, start = decoder.batch_score(ys, start, hs)
+    start = decoder.start_search(hs, FRAMES, ys[:, 1:])
+    _, start = decoder.score_next(ys, start)
     torch.manual_seed(0)
     paths, states = [ys, ys], [start, start]
     for _ in range(20):  # longer than the store has room for at first
         for n in (0, 1):
             new = torch.randint(7, vocab - 1, (len(ys), 1))
             paths[n] = torch.cat([paths[n], new], 1)
-            got, states[n] = decoder.batch_score(paths[n], states[n], hs)
+            got, states[n] = decoder.score_next(paths[n], states[n])
             want = teacher_forcing(decoder, hs, FRAMES, paths[n])[:, -1]
             torch.testing.assert_close(got, want)
 
@@ -247,24 +258,26 @@ def test_p5_two_searches_that_part_from_one_state_do_not_disturb_each_other():
 def test_keys_of_earlier_positions_are_not_copied_at_every_step():
     decoder = make_decoder().eval()
     hs, (ys, _) = memory(), prefixes(torch.full((4,), 30))
-    state = decoder.batch_init_state(hs, xs_lengths=FRAMES)
+    state = decoder.start_search(hs, FRAMES, ys[:, 1:START])
     stores = set()
     for length in range(START, ys.size(1) + 1):
-        _, state = decoder.batch_score(ys[:, :length], state, hs)
+        _, state = decoder.score_next(ys[:, :length], state)
         state = state.select(torch.arange(len(ys)))
         stores.add(state.store.tensor.data_ptr())
     assert len(stores) <= 4  # its room doubles
 
 
 @torch.no_grad()
-def test_p5_scoring_one_hypothesis_equals_scoring_a_batch():
+def test_p5_the_hosts_scorer_interface_gives_the_scores_of_teacher_forcing():
     decoder = make_decoder().eval()
-    hs, (ys, _) = memory()[0], prefixes()
-    state = decoder.init_state(hs)
-    want = teacher_forcing(decoder, hs[None], torch.tensor([len(hs)]), ys[:1])
-    for length in range(START, ys.size(1) + 1):
-        got, state = decoder.score(ys[0, :length], state, hs)
-        torch.testing.assert_close(got, want[0, length - 1])
+    hs, ys = memory(), prefixes(torch.full((4,), 3))[0]
+    want = teacher_forcing(decoder, hs, FRAMES, ys)[:, -1]
+    mask = valid_mask(FRAMES, hs.size(1))[:, None, :]
+    got, _ = decoder.batch_score(ys, [None] * len(ys), hs, xs_mask=mask)
+    torch.testing.assert_close(got, want)
+    for row, frames in enumerate(FRAMES.tolist()):
+        got, _ = decoder.score(ys[row], None, hs[row, :frames])
+        torch.testing.assert_close(got, want[row])
 
 
 @torch.no_grad()
@@ -277,9 +290,9 @@ def test_only_new_positions_are_computed():
         )
         layer.src_attn.linear_k.register_forward_hook(lambda *_: widths.append("cross"))
     hs, (ys, _) = memory(), prefixes()
-    state = decoder.batch_init_state(hs, xs_lengths=FRAMES)
+    state = decoder.start_search(hs, FRAMES, ys[:, 1:START])
     for length in (START, START + 1, START + 2):
-        _, state = decoder.batch_score(ys[:, :length], state, hs)
+        _, state = decoder.score_next(ys[:, :length], state)
     assert widths == ["cross", "cross", START, START, 1, 1, 1, 1]
 
 
@@ -305,9 +318,9 @@ def test_p5_holds_wherever_yaml_puts_the_experts(experts, sizes):
     assert [len(b.feed_forward.experts) for b in decoder.decoders] == sizes
     hs, (ys, _) = memory(), prefixes(torch.full((4,), 3))
     want = teacher_forcing(decoder, hs, FRAMES, ys)
-    state = decoder.batch_init_state(hs, xs_lengths=FRAMES)
+    state = decoder.start_search(hs, FRAMES, ys[:, 1:START])
     for length in range(START, ys.size(1) + 1):
-        got, state = decoder.batch_score(ys[:, :length], state, hs)
+        got, state = decoder.score_next(ys[:, :length], state)
         torch.testing.assert_close(got, want[:, length - 1])
 
 

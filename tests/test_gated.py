@@ -279,9 +279,9 @@ def test_p5_cached_scores_are_those_of_teacher_forcing_at_every_position(experts
         bank.gate.register_forward_hook(
             lambda _, __, y: picked.update(y.argmax(-1).tolist())
         )
-    state = decoder.batch_init_state(hs, xs_lengths=frames_)
+    state = decoder.start_search(hs, frames_, ys[:, 1:3])
     for length in range(3, ys.size(1) + 1):
-        got, state = decoder.batch_score(ys[:, :length], state, hs)
+        got, state = decoder.score_next(ys[:, :length], state)
         torch.testing.assert_close(got, want[:, length - 1])
     assert len(picked) > 1
 

@@ -200,7 +200,7 @@ def test_p5_any_options_give_the_hosts_nbests(seed):
 
 
 @torch.no_grad()
-def test_p5_the_hosts_own_loop_runs_on_the_caching_decoder():
+def test_p5_the_hosts_own_loop_runs_on_the_decoder():
     model, _, encoded, frames = setup()
     prompt = [model.token_list.index(f"<{guide}>") for guide in ("wb", "st_de")]
     nbests = []
