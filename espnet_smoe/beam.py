@@ -37,29 +37,23 @@ class Beam:
         yseq: (P * K, L) int64, prompts included.
         decoder: (P, K) float, log probabilities; minus infinity where a hypothesis has
             ended or never was one.
-        score: (P, K) float, what they are ranked by.
         cache: the decoder's.
         prefixes: of CTC; None = without CTC.
-        ctc: (P, K) double, log probabilities; None = without CTC.
     """
 
     yseq: torch.Tensor
     decoder: torch.Tensor
-    score: torch.Tensor
     cache: DecoderCache
-    prefixes: Prefixes | None = None
-    ctc: torch.Tensor | None = None
+    prefixes: Prefixes | None
 
     def of_rows(self, rows: torch.Tensor) -> Beam:
         """The hypotheses of some rows, (P',) int64 on CPU."""
         here = rows.to(self.yseq.device)
-        per_row = self.score.size(1)
+        per_row = self.decoder.size(1)
         kept = torch.arange(per_row, device=here.device) + per_row * here[:, None]
         return Beam(
             self.yseq[kept.view(-1)],
             self.decoder[here],
-            self.score[here],
             self.cache.of_rows(rows, kept.view(-1)),
             None if self.prefixes is None else self.prefixes.of_rows(here),
-            None if self.ctc is None else self.ctc[here],
         )

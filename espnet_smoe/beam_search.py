@@ -107,8 +107,8 @@ class SMoEBeamSearch(BatchBeamSearch):
         batch = [SearchedRow(number, *pair) for number, pair in enumerate(limits)]
         rows, beam = batch, self._start(x, x_lengths)
         for i in range(max(maxlens)):
-            beam = self._extend(beam)
-            running = self._collect(beam, i, rows)
+            beam, score, ctc = self._extend(beam)
+            running = self._collect(beam, score, ctc, i, rows)
             done = [
                 self._is_done(row, best, i, maxlenratio)
                 for row, best in zip(rows, running, strict=True)
@@ -126,18 +126,23 @@ class SMoEBeamSearch(BatchBeamSearch):
     def _start(self, x: torch.Tensor, x_lengths: torch.Tensor) -> Beam:
         """One hypothesis a row: ``<sos>`` and the prompt."""
         primers = torch.tensor(self.hyp_primer)
-        score = x.new_zeros(len(x), 1, dtype=torch.float32)
+        decoder = x.new_zeros(len(x), 1, dtype=torch.float32)
         cache = self.decoder.start_search(x, x_lengths, primers[:, 1:])
         prefixes = None
         if self.ctc is not None:
             logp = self.ctc.log_softmax(x)
             prefixes = Prefixes.empty(Posteriors.of(logp, x_lengths.to(x.device)))
-        return Beam(primers.to(x.device), score, score, cache, prefixes)
+        return Beam(primers.to(x.device), decoder, cache, prefixes)
 
-    def _extend(self, beam: Beam) -> Beam:
-        """The K best continuations of each row."""
+    def _extend(self, beam: Beam) -> tuple[Beam, torch.Tensor, torch.Tensor | None]:
+        """The K best continuations of each row.
+
+        Returns:
+            They, (P, K) float what they are ranked by, and (P, K) double their log
+            probabilities by CTC, None = without CTC.
+        """
         logp, cache = self.decoder.score_next(beam.yseq, beam.cache)
-        logp = (logp.float() + self.mask).unflatten(0, beam.score.shape)
+        logp = (logp.float() + self.mask).unflatten(0, beam.decoder.shape)
         decoder = beam.decoder[:, :, None] + logp
         labels = ctc = prefixes = None
         if self.ctc is None:
@@ -160,15 +165,14 @@ class SMoEBeamSearch(BatchBeamSearch):
             tokens = labels.flatten(1).gather(1, places)
             ctc = ctc.flatten(1).gather(1, places)
             prefixes = beam.prefixes.extend(parents, tokens)
-        hyps = places_of(parents, beam.score.size(1))
-        return Beam(
+        hyps = places_of(parents, beam.decoder.size(1))
+        extended = Beam(
             torch.cat([beam.yseq[hyps], tokens.view(-1, 1)], 1),
             decoder.flatten(1).gather(1, places),
-            best,
             cache.select(hyps),
             prefixes,
-            ctc,
         )
+        return extended, best, ctc
 
     def _pre_beam(self, decoder: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the decoder likes best, (P, K, V) -> scores and labels, (P, K, S + 1).
@@ -182,7 +186,7 @@ class SMoEBeamSearch(BatchBeamSearch):
 
     def _without_ended(self, beam: Beam, done: Sequence[bool]) -> Beam:
         """Never go on with hypotheses that have ended, or with rows that are done."""
-        has_ended = (beam.yseq[:, -1] == self.eos).view(beam.score.shape)
+        has_ended = (beam.yseq[:, -1] == self.eos).view(beam.decoder.shape)
         is_done = torch.tensor(done, device=has_ended.device)[:, None]
         decoder = beam.decoder.masked_fill(has_ended | is_done, -torch.inf)
         return dataclasses.replace(beam, decoder=decoder)
@@ -190,10 +194,12 @@ class SMoEBeamSearch(BatchBeamSearch):
     def _collect(
         self,
         beam: Beam,
+        score: torch.Tensor,
+        ctc: torch.Tensor | None,
         i: int,
         rows: Sequence[SearchedRow],
     ) -> list[float]:
-        """Take the hypotheses that have ended at step ``i``.
+        """Take the hypotheses that have ended at step ``i``, as ``_extend`` gave them.
 
         At the limit of its length every hypothesis ends, and the host appends an
         ``<eos>`` for nothing, to one that has just ended by itself too.
@@ -208,14 +214,14 @@ class SMoEBeamSearch(BatchBeamSearch):
             ValueError: a score is not a number.
         """
         parts = {"decoder": beam.decoder}
-        if beam.ctc is not None:
-            parts["ctc"] = beam.ctc
-        last = beam.yseq[:, -1].view(beam.score.shape)
+        if ctc is not None:
+            parts["ctc"] = ctc
+        last = beam.yseq[:, -1].view(beam.decoder.shape)
         # the one transfer to the host of a step; doubles hold ids exactly
-        tensors = (last, beam.score, *parts.values())
+        tensors = (last, score, *parts.values())
         last, scores, *values = torch.stack([x.double() for x in tensors]).tolist()
         parts = dict(zip(parts, values, strict=True))
-        running, per_row = [], beam.score.size(1)
+        running, per_row = [], beam.decoder.size(1)
         for place, row in enumerate(rows):
             at_limit, best = i == row.maxlen - 1, -torch.inf
             for k, score in enumerate(scores[place]):
